@@ -8,7 +8,8 @@
 //  3. A handle stays valid until its _close; a _close may be called inside its own callback, and no callback
 //  of that
 //     handle comes after it. _close(NULL) is fine.
-//  4. loop_close closes what is left open, in any order; those handles are then gone, too.
+//  4. loop_close closes what is left open; those handles are then gone, too. HTTP servers and clients are
+//  closed before.
 #ifndef NET_LOOP_H
 #define NET_LOOP_H
 
@@ -23,7 +24,7 @@ struct loop;
 
 enum status loop_open(struct loop **ret_loop, struct error *err) OOZE_MUST_USE;
 void loop_close(struct loop *l);
-// Runs until loop_stop, or until nothing is left to wait for (a loop kept only by its posts goes on).
+// Runs until loop_stop.
 void loop_run(struct loop *l);
 // Runs for at most timeout_ms, or until loop_stop; true when it was stopped. For tests and short waits at
 // exit.
