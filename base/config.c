@@ -300,15 +300,15 @@ static enum status store_scalar(const struct apply *a, const struct config_field
             return value_fail(a, STATUS_TYPE, n, shown, "true or false expected");
         *(bool *)dst = n->text[0] == 't';
         return STATUS_OK;
-    case CONFIG_STRING:
+    case CONFIG_STRING: {
         if (f->names && name_index(f->names, n->text) < 0)
             return bad_name(a, f, shown, n);
         if ((f->flags & CONFIG_WORD) && !is_word(n->text))
             return value_fail(a, STATUS_INVALID, n, shown,
                               "letters, digits, - and _ only, starting with a letter");
-        return store_string(
-            a, f, f->flags & CONFIG_PATH && name_index((const char *[]){"bytes", NULL}, n->text) < 0, shown,
-            n, dst);
+        bool bytes = (f->flags & CONFIG_OR_BYTES) && strcmp(n->text, "bytes") == 0;
+        return store_string(a, f, (f->flags & CONFIG_PATH) && !bytes, shown, n, dst);
+    }
     case CONFIG_ENUM: {
         int k = name_index(f->names, n->text);
         if (k < 0)

@@ -138,8 +138,8 @@ static const struct config_field task_fields[] = {
          "Name of the task, unique in the run, required; metrics are called `reward/NAME/mean`."),
     TEXT(url, 0, "", "Address of a running service, `http://HOST:PORT`; either this or `command`."),
     TEXTS(command, n_command, RUNCONFIG_ARGV, CONFIG_PROGRAM,
-          "Program and arguments of a service that `ooze run` starts and supervises; it is told its port by "
-          "the environment variable PORT. A program with a slash counts from the YAML file's folder, else "
+          "Program and arguments of a service that `ooze run` starts and supervises. A program with a slash "
+          "counts from the YAML file's folder, else "
           "PATH is searched."),
     REAL(ratio, 0, 1e6, CONFIG_ABOVE_MIN, "1", "Share of the groups, relative to the other tasks."),
     INT(max_concurrency, 1, 100000, "256", "Episodes at once."),
