@@ -4,10 +4,11 @@
 //
 //  1. A handle lives on the heap and starts with its loop_owned; it is in the loop's list from open to close.
 //  2. Close unlinks at once and frees in libuv's close callback; no user callback runs in between.
-//  3. posts is guarded by posts_lock; everything else belongs to the loop's thread.
+//  3. posts is guarded by posts_lock, fds_needed by fds_lock; everything else belongs to the loop's thread.
 #include "net/loop.h"
 
 #include <assert.h>
+#include <errno.h>
 #include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
@@ -163,27 +164,48 @@ int64_t loop_now_ms(const struct loop *l)
     return (int64_t)uv_now(&l->uv);
 }
 
-enum status loop_need_fds(size_t n, struct error *err)
+#define OTHER_FDS 64 // what a process has open anyhow
+static pthread_mutex_t fds_lock = PTHREAD_MUTEX_INITIALIZER;
+static size_t fds_needed = OTHER_FDS;
+
+static enum status raise_fd_limit(size_t n, struct error *err)
 {
     struct rlimit lim;
     if (getrlimit(RLIMIT_NOFILE, &lim)) {
         return error_errno(err, errno, "limit of open files");
     }
-    n += 64; // what a process has open anyhow
     if (lim.rlim_cur >= n) {
         return STATUS_OK;
     }
     if (lim.rlim_max < n) {
-        return error_set(err, STATUS_LIMIT,
-                         "%zu open files needed, the hard limit is %llu: raise it (ulimit -Hn) or lower the "
-                         "number of connections",
-                         n, (unsigned long long)lim.rlim_max);
+        return error_set(
+            err, STATUS_LIMIT,
+            "%zu open files needed, the hard limit is %llu: raise it (ulimit -Hn) or lower the number "
+            "of connections",
+            n, (unsigned long long)lim.rlim_max);
     }
     lim.rlim_cur = n;
-    if (setrlimit(RLIMIT_NOFILE, &lim)) {
-        return error_errno(err, errno, "raising the limit of open files to %zu", n);
+    return setrlimit(RLIMIT_NOFILE, &lim)
+               ? error_errno(err, errno, "raising the limit of open files to %zu", n)
+               : STATUS_OK;
+}
+
+enum status loop_need_fds(size_t n, struct error *err)
+{
+    pthread_mutex_lock(&fds_lock);
+    enum status s = raise_fd_limit(fds_needed + n, err);
+    if (s == STATUS_OK) {
+        fds_needed += n;
     }
-    return STATUS_OK;
+    pthread_mutex_unlock(&fds_lock);
+    return s;
+}
+
+void loop_release_fds(size_t n)
+{
+    pthread_mutex_lock(&fds_lock);
+    fds_needed -= n;
+    pthread_mutex_unlock(&fds_lock);
 }
 
 static void free_data(uv_handle_t *h)

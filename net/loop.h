@@ -32,8 +32,10 @@ bool loop_run_for(struct loop *l, int64_t timeout_ms);
 void loop_stop(struct loop *l); // other threads: loop_post a function that stops
 // Monotonic time of this turn of the loop.
 int64_t loop_now_ms(const struct loop *l);
-// Raises the soft limit of open files to hold n more; STATUS_LIMIT when the hard limit is lower.
+// Sets n descriptors of the process aside, raising the soft limit of open files where it is too low for all
+// that was set aside; STATUS_LIMIT when the hard limit is lower. loop_release_fds takes it back. Any thread.
 enum status loop_need_fds(size_t n, struct error *err) OOZE_MUST_USE;
+void loop_release_fds(size_t n);
 
 // ---- timers ----
 struct loop_timer;
