@@ -1,5 +1,5 @@
-// A device: where arrays live and which kernels run on them. CPU now; CUDA takes the same interface. Model code allocates
-// through the device and calls its op table; it never asks where it runs.
+// A device: where arrays live and which kernels run on them. CPU now; CUDA takes the same interface. Model
+// code allocates through the device and calls its op table; it never asks where it runs.
 #ifndef KERNELS_DEVICE_H
 #define KERNELS_DEVICE_H
 
@@ -9,22 +9,25 @@
 
 struct kernels;
 
-// Kernel classes of the CPU in ascending order. Within one class every op has one fixed order of operations for every
-// shape (contract 3); ISA_REF, ISA_AVX2 and ISA_AVX512 compute the same bits, later classes have their own.
+// Kernel classes of the CPU in ascending order. Within one class every op has one fixed order of operations
+// for every shape (contract 3); ISA_REF, ISA_AVX2 and ISA_AVX512 compute the same bits, later classes have
+// their own.
 enum isa { ISA_REF, ISA_AVX2, ISA_AVX512, ISA_AVX512BF16, ISA_AMX };
 
 struct device {
     const struct kernels *k; // the op table
     struct pool *pool;       // owned
     enum isa isa;
-    char name[64];           // "cpu:avx512, 2 threads"
-    char numerics_id[128];   // ISA class + kernel constants + build: equal ids compute equal bits
-    void *scratch;           // private to the kernels (per-thread packing buffers)
+    char name[64];         // "cpu:avx512, 2 threads"
+    char numerics_id[128]; // ISA class + kernel constants + build: equal ids compute equal bits
+    void *scratch;         // private to the kernels (per-thread packing buffers)
 };
 
-// isa_name: "auto" | "ref" | "avx2" | "avx512" | "avx512bf16" | "amx": the highest class to use; one the processor lacks is an
-// error that says so ("auto" takes the best). n_threads 0 = all cores this process may run on.
-enum status device_open(const char *kind, const char *isa_name, int n_threads, struct device **ret, struct error *err) OOZE_MUST_USE;
+// isa_name: "auto" | "ref" | "avx2" | "avx512" | "avx512bf16" | "amx": the highest class to use; one the
+// processor lacks is an error that says so ("auto" takes the best). n_threads 0 = all cores this process may
+// run on.
+enum status device_open(const char *kind, const char *isa_name, int n_threads, struct device **ret,
+                        struct error *err) OOZE_MUST_USE;
 void device_close(struct device *d);
 enum isa device_best_isa(void);
 const char *isa_name(enum isa i);

@@ -1,5 +1,6 @@
-// Own exp, log, sin, cos in single precision: libm picks its code by processor, so its bits differ between machines. Each is a
-// fixed sequence of IEEE operations (fma written out); vector twins follow the same sequence lane by lane and give the same bits.
+// Own exp, log, sin, cos in single precision: libm picks its code by processor, so its bits differ between
+// machines. Each is a fixed sequence of IEEE operations (fma written out); vector twins follow the same
+// sequence lane by lane and give the same bits.
 #ifndef KERNELS_FMATH_H
 #define KERNELS_FMATH_H
 

@@ -1,0 +1,167 @@
+// Memory: see mem.h. mem_* are thread-safe (malloc is); an arena belongs to one thread.
+#include "base/mem.h"
+
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+struct arena_chunk {
+    struct arena_chunk *next;
+    size_t size; // usable bytes behind the header
+    size_t used;
+};
+#define CHUNK_HEADER ((sizeof(struct arena_chunk) + MEM_ALIGN - 1) / MEM_ALIGN * MEM_ALIGN)
+#define CHUNK_MIN    ((size_t)64 << 10)
+
+void *mem_alloc(size_t bytes)
+{
+    if (bytes == 0 || bytes > SIZE_MAX - MEM_ALIGN)
+        return NULL;
+    size_t rounded = (bytes + MEM_ALIGN - 1) / MEM_ALIGN * MEM_ALIGN;
+    void *p = aligned_alloc(MEM_ALIGN, rounded);
+    if (p)
+        memset(p, 0, rounded);
+    return p;
+}
+
+void mem_free(void *p)
+{
+    free(p);
+}
+
+static _Noreturn void mem_die(size_t n, size_t size)
+{
+    fprintf(stderr, "level=error event=out_of_memory cause=\"no memory for %zu x %zu bytes\"\n", n, size);
+    abort();
+}
+
+void *mem_must(size_t n, size_t size)
+{
+    void *p = calloc(n ? n : 1, size ? size : 1);
+    if (!p)
+        mem_die(n, size);
+    return p;
+}
+
+void *mem_grow(void *p, size_t n, size_t size)
+{
+    size_t bytes;
+    if (__builtin_mul_overflow(n ? n : 1, size ? size : 1, &bytes))
+        mem_die(n, size);
+    void *q = realloc(p, bytes);
+    if (!q)
+        mem_die(n, size);
+    return q;
+}
+
+char *mem_strndup(const char *s, size_t n)
+{
+    char *p = mem_must(n + 1, 1);
+    memcpy(p, s, n);
+    return p;
+}
+
+char *mem_strdup(const char *s)
+{
+    return mem_strndup(s, strlen(s));
+}
+
+char *mem_printf(const char *fmt, ...)
+{
+    va_list ap;
+    va_start(ap, fmt);
+    char *s = NULL;
+    if (vasprintf(&s, fmt, ap) < 0)
+        mem_die(1, strlen(fmt));
+    va_end(ap);
+    return s;
+}
+
+void arena_init(struct arena *a, size_t limit_bytes)
+{
+    *a = (struct arena){.limit = limit_bytes};
+}
+
+void arena_done(struct arena *a)
+{
+    if (!a)
+        return;
+    for (struct arena_chunk *c = a->head, *next; c; c = next) {
+        next = c->next;
+        free(c);
+    }
+    *a = (struct arena){.limit = a->limit};
+}
+
+void arena_reset(struct arena *a)
+{
+    struct arena_chunk *keep = NULL;
+    for (struct arena_chunk *c = a->head, *next; c; c = next) {
+        next = c->next;
+        if (!keep || c->size > keep->size) {
+            free(keep);
+            keep = c;
+        } else {
+            free(c);
+        }
+    }
+    if (keep) {
+        keep->next = NULL;
+        keep->used = 0;
+    }
+    a->head = keep;
+    a->used = 0;
+}
+
+void *arena_alloc(struct arena *a, size_t bytes)
+{
+    if (bytes > SIZE_MAX / 4)
+        return NULL;
+    size_t need = (bytes ? bytes + MEM_ALIGN - 1 : MEM_ALIGN) / MEM_ALIGN * MEM_ALIGN;
+    if (a->limit && (need > a->limit || a->used > a->limit - need))
+        return NULL;
+    struct arena_chunk *c = a->head;
+    if (!c || c->size - c->used < need) {
+        size_t size = c ? c->size * 2 : CHUNK_MIN;
+        if (size > ((size_t)64 << 20))
+            size = (size_t)64 << 20;
+        if (size < need)
+            size = need;
+        c = aligned_alloc(MEM_ALIGN, CHUNK_HEADER + size);
+        if (!c)
+            return NULL;
+        *c = (struct arena_chunk){.next = a->head, .size = size};
+        a->head = c;
+    }
+    void *p = (char *)c + CHUNK_HEADER + c->used;
+    c->used += need;
+    a->used += need;
+    return p;
+}
+
+void *arena_zalloc(struct arena *a, size_t bytes)
+{
+    void *p = arena_alloc(a, bytes);
+    if (p)
+        memset(p, 0, bytes);
+    return p;
+}
+
+char *arena_strndup(struct arena *a, const char *s, size_t n)
+{
+    char *p = arena_alloc(a, n + 1);
+    if (p) {
+        memcpy(p, s, n);
+        p[n] = 0;
+    }
+    return p;
+}
+
+void *arena_memdup(struct arena *a, const void *p, size_t bytes)
+{
+    void *q = arena_alloc(a, bytes);
+    if (q && bytes)
+        memcpy(q, p, bytes);
+    return q;
+}

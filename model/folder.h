@@ -1,0 +1,33 @@
+// Model folders and weight files on disk: safetensors in the Hugging Face layout.
+#ifndef MODEL_FOLDER_H
+#define MODEL_FOLDER_H
+
+#include "base/hash.h"
+#include "model/config.h"
+
+// Reads dir/*.safetensors (single file or index; F32, BF16, F16, F8_E4M3 with weight_scale_inv) into the flat
+// f32 vector (mem_alloc'ed by the callee, mem_free). Truncated files, missing, surplus or misshapen tensors
+// are errors naming file and tensor.
+enum status model_folder_read(const char *dir, const struct model_config *c, const struct layout *l,
+                              float **ret_master, struct error *err) OOZE_MUST_USE;
+// Writes a complete HF folder: config.json, model.safetensors in dtype (F32, BF16 or FP8), and copies
+// tokenizer*, vocab, merges, special_tokens_map, chat_template.jinja, generation_config.json from
+// tokenizer_dir when given. Atomic: temporary folder, fsync, rename; an existing folder is refused.
+enum status model_folder_write(const char *dir, const struct model_config *c, const struct layout *l,
+                               const float *master, enum dtype dtype, const char *tokenizer_dir,
+                               char ret_hash[HASH_HEX], struct error *err) OOZE_MUST_USE;
+
+// One weights file (contract 2): safetensors layout, __metadata__ {version, dtype}; the bytes depend only on
+// (config, weights, version, dtype). Temporary name, fsync (durable = true), rename; 0600, O_EXCL,
+// O_NOFOLLOW; posix_fallocate first. ret_hash is the weights hash of base/hash.h, computed while the bytes
+// are produced. dtype: DT_F32; DT_BF16 (every tensor); DT_FP8 (params with .fp8 as F8_E4M3 + scale_inv, the
+// others BF16).
+enum status weights_file_write(const char *path, const struct model_config *c, const struct layout *l,
+                               const float *master, enum dtype dtype, int64_t version, bool durable,
+                               char ret_hash[HASH_HEX], int64_t *ret_bytes, struct error *err) OOZE_MUST_USE;
+// The hash alone, without writing.
+enum status weights_file_hash(const struct model_config *c, const struct layout *l, const float *master,
+                              enum dtype dtype, int64_t version, char ret_hash[HASH_HEX],
+                              struct error *err) OOZE_MUST_USE;
+
+#endif

@@ -1,0 +1,83 @@
+// The model: one forward pass for training, prefill and decode (contract 3), and its gradient.
+//
+//   weights   one version of packed weights on a device; immutable between weights_set / weights_load calls
+//   kv        paged keys and values
+//   batch     rows (tokens) of any number of sequences; a row's result depends only on its own sequence
+//   train     saved activations of one packed micro-batch and the gradient of everything
+//
+// Activations are f32 in memory. With weights of BF16 or FP8 every GEMM input is rounded to bf16 and
+// keys/values are stored as bf16; with F32 nothing is rounded. One thread owns a weights/kv/train object; the
+// device's pool works inside calls.
+#ifndef MODEL_MODEL_H
+#define MODEL_MODEL_H
+
+#include "base/mem.h"
+#include "kernels/kernels.h"
+#include "model/config.h"
+
+struct weights;
+
+// dtype: DT_F32, DT_BF16 or DT_FP8 (linear layers FP8, the rest BF16). train: also packs the transposed
+// matrices that the backward pass needs (not with DT_FP8).
+enum status weights_open(struct device *d, const struct model_config *c, const struct layout *l,
+                         enum dtype dtype, bool train, struct weights **ret, struct error *err) OOZE_MUST_USE;
+void weights_close(struct weights *w);
+// From the flat f32 vector: rounds (or quantises) and packs. The values are exactly those weights_file_write
+// would store.
+void weights_set(struct weights *w, const float *master);
+// From a file of weights_file_write. Verifies config, shapes and (expect_hash non-NULL) the hash. Unchanged
+// on failure.
+enum status weights_load(struct weights *w, const char *path, const char *expect_hash,
+                         struct error *err) OOZE_MUST_USE;
+size_t weights_bytes(const struct weights *w);
+enum dtype weights_dtype(const struct weights *w);
+const struct model_config *weights_config(const struct weights *w);
+
+struct kv;
+// Pages for every layer; dtype DT_F32 or DT_BF16 (kv_dtype_for says which goes with the weights). Page
+// contents are undefined until written; kv_page_bytes is one page over all layers, K and V.
+enum status kv_open(struct device *d, const struct model_config *c, enum dtype dtype, int32_t n_pages,
+                    int32_t page_tokens, struct kv **ret, struct error *err) OOZE_MUST_USE;
+void kv_close(struct kv *kv);
+size_t kv_page_bytes(const struct model_config *c, enum dtype dtype, int32_t page_tokens);
+enum dtype kv_dtype_for(enum dtype weights);
+
+struct batch {
+    int32_t n_rows, n_seqs;
+    const int32_t *ids;          // [n_rows] token ids in [0, vocab)
+    const int32_t *pos;          // [n_rows] positions in [0, max_position)
+    const struct attn_seq *seqs; // [n_seqs] cover the rows in order
+};
+
+// Runs all layers: writes the rows' keys and values into kv's pages and hidden [n_rows, C] f32 after the
+// final norm. Scratch comes from `step` (reset by the caller). STATUS_NOMEM when the arena's limit is too
+// small.
+enum status model_forward(const struct weights *w, struct kv *kv, const struct batch *b, struct arena *step,
+                          float *hidden, struct error *err) OOZE_MUST_USE;
+// logits [rows, V] of the given hidden rows (already final-normed).
+void model_logits(const struct weights *w, int32_t rows, const float *hidden, float *logits);
+
+// ---- training
+// -----------------------------------------------------------------------------------------------------------------
+
+struct train;
+// For micro-batches of at most max_tokens rows. recompute: keep only each layer's input and run the layer
+// again in the backward pass (same bits); else keep everything.
+enum status train_open(struct device *d, const struct model_config *c, const struct layout *l,
+                       enum dtype weights_dtype, int32_t max_tokens, bool recompute, struct train **ret,
+                       struct error *err) OOZE_MUST_USE;
+void train_close(struct train *t);
+
+// Packed sequences: seqs[i].row0/n_rows, pos0 = 0, pages ignored. Saves what the backward pass needs.
+void train_forward(struct train *t, const struct weights *w, const struct batch *b);
+// Log-probability of targets[r] after row r at temperature 1/inv_temp[r], and entropy (NULL = not wanted):
+// [n_rows] each. Rows with targets < 0 are skipped (0). Vocabulary logits are computed for a bounded number
+// of rows at a time. The same operations as the engine's sampler.
+void train_logprobs(struct train *t, const struct weights *w, const int32_t *targets, const float *inv_temp,
+                    float *logprob, float *entropy);
+// grads [layout.total] += d(sum_r dlogprob[r] * logprob[r] + dentropy[r] * entropy[r]) / d weights. dentropy
+// may be NULL. Valid once after train_forward (+ train_logprobs) of the same batch and weights.
+void train_backward(struct train *t, const struct weights *w, const float *dlogprob, const float *dentropy,
+                    float *grads);
+
+#endif

@@ -1,0 +1,13 @@
+// Inside the room: the producer behind weights_file_write, weights_file_hash and model_folder_write
+// (folder.h).
+#ifndef MODEL_WEIGHTS_FILE_H
+#define MODEL_WEIGHTS_FILE_H
+
+#include "model/folder.h"
+
+// path NULL: only the hash. version -1: no version in the metadata. ret_bytes may be NULL.
+enum status weights_file_emit(const char *path, const struct layout *l, const float *master, enum dtype dtype,
+                              int64_t version, bool durable, char ret_hash[HASH_HEX], int64_t *ret_bytes,
+                              struct error *err) OOZE_MUST_USE;
+
+#endif
