@@ -1,0 +1,441 @@
+// step: see step.h. Compute thread; all memory of a step is t->arena, reset at the start of the next one.
+//
+//   trainer_step ── prepared_init ─► for each update: run_update ── score (forward only, when something must be known first)
+//                                                              └── gradient (forward, loss, backward) ─► apply
+//
+// The order of sums: micro-batches in packing order, sequences in row order, tokens ascending; the model adds each micro-batch to
+// the gradient in turn.
+#include "trainer/step.h"
+
+#include <assert.h>
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "trainer/aggregate.h"
+#include "trainer/packing.h"
+#include "trainer/prepared.h"
+
+// Largest gradient norm, after clipping, whose square is still an ordinary float: beyond it the second moment would overflow.
+#define NORM_MAX 1e18
+
+// A micro-batch as the model takes it; every array has one entry a row. Row r predicts token r + 1 of its sequence.
+struct micro {
+    struct batch batch;
+    int32_t *ids, *pos, *targets;
+    struct attn_seq *seqs;
+    float *inv_temp, *lp, *entropy, *advantage, *dlp, *dentropy;
+    double *term, *dterm;
+    uint8_t *kept;
+};
+
+struct work {
+    struct trainer *t;
+    const struct msg_prepare *msg;
+    const struct run_stage *stage;
+    const struct loss *loss;
+    struct loss_params params;
+    struct prepared prepared;
+    struct micro micro;
+    int32_t *members;                // of the update under way
+    int32_t *rows;                   // [n_members]
+    int32_t n_members;               // of the update under way
+    float *old;                      // [n_tokens] lp before the first update; NULL = not needed
+    int64_t *n_kept;                 // [n_members]
+    double *weight, *entropy_weight; // [n_members]
+    struct aggregate_member *aggregate;
+    struct metrics metrics;
+};
+
+// ---- micro-batches ----------------------------------------------------------------------------------------------------------
+
+static enum status micro_alloc(struct work *w, int32_t rows, int32_t seqs, struct error *err)
+{
+    struct arena *a = &w->t->arena;
+    struct micro *m = &w->micro;
+    size_t n = (size_t)rows;
+    m->ids = arena_alloc(a, n * sizeof *m->ids);
+    m->pos = arena_alloc(a, n * sizeof *m->pos);
+    m->targets = arena_alloc(a, n * sizeof *m->targets);
+    m->seqs = arena_alloc(a, (size_t)seqs * sizeof *m->seqs);
+    float **f32[] = {&m->inv_temp, &m->lp, &m->entropy, &m->advantage, &m->dlp, &m->dentropy};
+    bool ok = m->ids && m->pos && m->targets && m->seqs;
+    for (size_t i = 0; i < sizeof f32 / sizeof f32[0]; i++)
+        ok = (*f32[i] = arena_alloc(a, n * sizeof(float))) && ok;
+    m->term = arena_alloc(a, n * sizeof *m->term);
+    m->dterm = arena_alloc(a, n * sizeof *m->dterm);
+    m->kept = arena_alloc(a, n);
+    if (!ok || !m->term || !m->dterm || !m->kept)
+        return error_set(err, STATUS_NOMEM, "no memory for a micro-batch of %d rows", rows);
+    return STATUS_OK;
+}
+
+// Lays out bin b of the packing and runs the forward pass: micro.lp and micro.entropy are set.
+static void micro_forward(struct work *w, const struct packing *p, int32_t b)
+{
+    const struct msg_prepare *msg = w->msg;
+    struct micro *m = &w->micro;
+    int32_t row = 0, n_seqs = 0;
+    for (int32_t i = p->start[b]; i < p->start[b + 1]; i++) {
+        const struct prepared_member *member = &w->prepared.members[p->members[i]];
+        m->seqs[n_seqs++] = (struct attn_seq){.row0 = row, .n_rows = member->rows};
+        for (int32_t r = 0; r < member->rows; r++, row++) {
+            int64_t next = member->first + r + 1;
+            m->ids[row] = msg->ids[next - 1];
+            m->pos[row] = r;
+            m->targets[row] = msg->mask[next] ? msg->ids[next] : -1;
+            m->inv_temp[row] = msg->mask[next] ? 1.0f / msg->temperatures[next] : 1.0f;
+        }
+    }
+    m->batch = (struct batch){row, n_seqs, m->ids, m->pos, m->seqs};
+    train_forward(w->t->train, w->t->weights, &m->batch);
+    train_logprobs(w->t->train, w->t->weights, m->targets, m->inv_temp, m->lp, m->entropy);
+    atomic_fetch_add(&w->t->done_tokens, row);
+}
+
+// What the loss sees of member i, whose rows begin at `row` of the micro-batch.
+static struct loss_input micro_input(const struct work *w, int32_t i, int32_t row)
+{
+    const struct prepared_member *member = &w->prepared.members[i];
+    const struct micro *m = &w->micro;
+    struct loss_input in = {.n = member->rows,
+                            .lp = m->lp + row,
+                            .lp_old = m->lp + row,
+                            .lp_roll = w->msg->logprobs + member->first + 1,
+                            .advantage = m->advantage + row,
+                            .mask = w->msg->mask + member->first + 1};
+    if (w->stage->old_logprob == RUN_OLD_ROLLOUT && w->loss->needs_old)
+        in.lp_old = in.lp_roll;
+    else if (w->old)
+        in.lp_old = w->old + member->first + 1;
+    for (int32_t r = 0; r < member->rows; r++)
+        m->advantage[row + r] = w->msg->members[i].advantage;
+    return in;
+}
+
+static struct loss_output micro_output(const struct work *w, int32_t row)
+{
+    return (struct loss_output){w->micro.term + row, w->micro.dterm + row, w->micro.kept + row};
+}
+
+// ---- passes -----------------------------------------------------------------------------------------------------------------
+
+// Forward only: writes w->old and / or w->n_kept for every packed member.
+static enum status score_pass(struct work *w, const struct packing *p, float *old, int64_t *n_kept)
+{
+    for (int32_t b = 0; b < p->n_bins; b++) {
+        int32_t row = 0;
+        if (atomic_load(&w->t->cancel))
+            return STATUS_CANCELED;
+        micro_forward(w, p, b);
+        for (int32_t k = p->start[b]; k < p->start[b + 1]; k++) {
+            int32_t i = p->members[k];
+            const struct prepared_member *member = &w->prepared.members[i];
+            struct loss_stats ignored = {0};
+            if (old)
+                memcpy(old + member->first + 1, w->micro.lp + row, (size_t)member->rows * sizeof *old);
+            if (n_kept) {
+                struct loss_input in = micro_input(w, i, row);
+                struct loss_output out = micro_output(w, row);
+                w->loss->eval(&w->params, &in, &out, &ignored);
+                n_kept[i] = 0;
+                for (int32_t r = 0; r < member->rows; r++)
+                    n_kept[i] += out.kept[r];
+            }
+            row += member->rows;
+        }
+    }
+    return STATUS_OK;
+}
+
+// Loss of member i (rows from `row` on) into micro.dlp and micro.dentropy. Returns its share of the update's loss.
+static double member_loss(struct work *w, int32_t i, int32_t row, bool *ret_any)
+{
+    struct micro *m = &w->micro;
+    struct loss_input in = micro_input(w, i, row);
+    struct loss_output out = micro_output(w, row);
+    struct loss_stats stats = {0};
+    double loss = 0, entropy = 0, coef = w->stage->entropy_coef;
+    w->loss->eval(&w->params, &in, &out, &stats);
+    for (int64_t r = 0; r < in.n; r++) {
+        loss += out.term[r];
+        entropy += in.mask[r] ? (double)m->entropy[row + r] : 0;
+        m->dlp[row + r] = (float)(w->weight[i] * out.dlp[r]);
+        m->dentropy[row + r] = in.mask[r] ? (float)(-coef * w->entropy_weight[i]) : 0;
+        *ret_any = *ret_any || m->dlp[row + r] != 0 || m->dentropy[row + r] != 0; // NaN counts
+    }
+    metrics_add(&w->metrics, &in, m->entropy + row, w->stage->kind == RUN_STAGE_RL, w->msg->members[i].task,
+                &stats);
+    w->metrics.entropy_bonus += coef * w->entropy_weight[i] * entropy;
+    return w->weight[i] * loss - coef * w->entropy_weight[i] * entropy;
+}
+
+// Forward, loss, backward over one update's micro-batches into t->grads. STATUS_NUMERIC with the reason when a loss is not finite.
+static enum status gradient_pass(struct work *w, const struct packing *p, double *ret_loss, struct error *err)
+{
+    struct trainer *t = w->t;
+    double total = 0;
+    memset(t->grads, 0, (size_t)t->layout.total * sizeof(float));
+    for (int32_t b = 0; b < p->n_bins; b++) {
+        int32_t row = 0;
+        bool any = false;
+        if (atomic_load(&t->cancel))
+            return STATUS_CANCELED;
+        micro_forward(w, p, b);
+        for (int32_t k = p->start[b]; k < p->start[b + 1]; k++) {
+            int32_t i = p->members[k];
+            const struct msg_member *member = &w->msg->members[i];
+            double loss = member_loss(w, i, row, &any);
+            if (!isfinite(loss))
+                return error_set(
+                    err, STATUS_NUMERIC,
+                    "the loss is not finite (%g) at member %d: trajectory %llu attempt %u segment %u", loss,
+                    i, (unsigned long long)member->trajectory, member->attempt, member->segment);
+            total += loss;
+            row += w->prepared.members[i].rows;
+        }
+        // nothing to learn from this micro-batch (zero advantages, all rejected): its gradient is exactly zero
+        if (any)
+            train_backward(t->train, t->weights, w->micro.dlp,
+                           w->stage->entropy_coef > 0 ? w->micro.dentropy : NULL, t->grads);
+        w->metrics.tokens += row;
+        w->metrics.micro_batches++;
+    }
+    *ret_loss = total;
+    return STATUS_OK;
+}
+
+// ---- one update -------------------------------------------------------------------------------------------------------------
+
+static enum status set_weights(struct work *w, struct error *err)
+{
+    const struct prepared *p = &w->prepared;
+    enum run_aggregation kind = w->stage->aggregation == RUN_AGG_DEFAULT
+                                    ? w->loss->aggregation
+                                    : (enum run_aggregation)w->stage->aggregation;
+    double *weight = mem_must((size_t)w->n_members + 1, sizeof *weight);
+    enum status rc = STATUS_OK;
+    // the entropy bonus always averages over every trained token
+    for (int pass = 0; pass < 2 && !rc; pass++) {
+        bool kept = pass == 0 && w->n_kept;
+        for (int32_t k = 0; k < w->n_members; k++) {
+            const struct prepared_member *m = &p->members[w->members[k]];
+            w->aggregate[k] = (struct aggregate_member){m->trajectory, m->group,
+                                                        w->msg->members[w->members[k]].multiplicity,
+                                                        kept ? w->n_kept[w->members[k]] : m->n_trained};
+        }
+        rc = aggregate_weights(kind, w->n_members, w->aggregate, p->n_trajectories, p->n_groups, weight, err);
+        for (int32_t k = 0; k < w->n_members && !rc; k++)
+            (pass == 0 ? w->weight : w->entropy_weight)[w->members[k]] = weight[k];
+    }
+    free(weight);
+    return rc;
+}
+
+// Gradient of update u at the present weights into t->grads.
+static enum status update_gradient(struct work *w, int32_t u, double *ret_loss, struct error *err)
+{
+    struct packing packing = {0};
+    w->n_members = prepared_update_members(&w->prepared, u, w->members);
+    enum status rc =
+        packing_init(&packing, w->n_members, w->members, w->rows,
+                     (int32_t)w->t->config->trainer.micro_batch_tokens, w->msg->packing_seed, err);
+    if (!rc && w->n_kept)
+        rc = score_pass(w, &packing, NULL, w->n_kept);
+    if (!rc)
+        rc = set_weights(w, err);
+    if (!rc)
+        rc = gradient_pass(w, &packing, ret_loss, err);
+    w->metrics.sequences += w->n_members;
+    packing_done(&packing);
+    return rc;
+}
+
+static enum status run_update(struct work *w, int32_t u, bool reset, struct error *err)
+{
+    struct trainer *t = w->t;
+    double loss = 0;
+    enum status rc = update_gradient(w, u, &loss, err);
+    if (rc)
+        return rc;
+    double norm = optimizer_grad_norm(t->device, &t->layout, t->grads);
+    double scale = optimizer_clip_scale(norm, w->stage->optimizer.clip_grad_norm);
+    if (!isfinite(norm))
+        return error_set(err, STATUS_NUMERIC, "the gradient norm is not finite (%g), the loss is %g", norm,
+                         loss);
+    if (norm * scale > NORM_MAX)
+        return error_set(err, STATUS_NUMERIC, "the gradient norm %g is too large for f32 moments", norm);
+    w->metrics.loss += loss;
+    w->metrics.grad_norm += norm;
+    w->metrics.updates++;
+    if (reset)
+        optimizer_reset(&t->optimizer, &t->layout);
+    optimizer_update(&t->optimizer, t->device, &t->layout, &w->stage->optimizer, w->msg->lr, scale, t->grads,
+                     t->master);
+    trainer_sync_weights(t);
+    return STATUS_OK;
+}
+
+// ---- the step ---------------------------------------------------------------------------------------------------------------
+
+static enum status work_init(struct work *w, struct trainer *t, const struct msg_prepare *msg,
+                             struct error *err)
+{
+    struct arena *a = &t->arena;
+    *w = (struct work){.t = t, .msg = msg};
+    if (msg->stage < 0 || msg->stage >= t->config->n_stages)
+        return error_set(err, STATUS_INVALID, "stage %d of %lld", msg->stage, (long long)t->config->n_stages);
+    w->stage = &t->config->stages[msg->stage];
+    w->loss = loss_get((enum run_loss)w->stage->loss);
+    w->params = (struct loss_params){w->stage->eps_low, w->stage->eps_high, w->stage->beta};
+    bool rl = w->stage->kind == RUN_STAGE_RL;
+    enum status rc = prepared_init(&w->prepared, msg, &t->model,
+                                   rl ? w->stage->max_context : w->stage->max_tokens, rl, err);
+    if (rc)
+        return rc;
+    size_t n = (size_t)msg->n_members;
+    w->members = arena_zalloc(a, n * sizeof *w->members);
+    w->rows = arena_zalloc(a, n * sizeof *w->rows);
+    w->weight = arena_zalloc(a, n * sizeof *w->weight);
+    w->entropy_weight = arena_zalloc(a, n * sizeof *w->entropy_weight);
+    w->aggregate = arena_zalloc(a, n * sizeof *w->aggregate);
+    bool kept = w->stage->denominator == RUN_DENOM_KEPT && w->loss->rejects;
+    bool old = w->loss->needs_old && w->stage->old_logprob == RUN_OLD_RECOMPUTE && w->prepared.n_updates > 1;
+    w->n_kept = kept ? arena_zalloc(a, n * sizeof *w->n_kept) : NULL;
+    w->old = old ? arena_zalloc(a, (size_t)msg->n_tokens * sizeof *w->old) : NULL;
+    if (!w->members || !w->rows || !w->weight || !w->entropy_weight || !w->aggregate ||
+        (kept && !w->n_kept) || (old && !w->old))
+        return error_set(err, STATUS_NOMEM, "no memory for a step of %d sequences", msg->n_members);
+    for (size_t i = 0; i < n; i++)
+        w->rows[i] = w->prepared.members[i].rows;
+    return STATUS_OK;
+}
+
+// Workspace for the largest micro-batch that any packing of these sequences can have.
+static enum status work_reserve(struct work *w, struct error *err)
+{
+    int64_t sum = 0, budget = w->t->config->trainer.micro_batch_tokens;
+    for (int32_t i = 0; i < w->msg->n_members; i++)
+        sum += w->rows[i];
+    if (!sum)
+        return STATUS_OK; // aggregation will find the zero denominator
+    int32_t rows = (int32_t)(sum < budget ? sum : budget);
+    rows = w->prepared.longest > rows ? w->prepared.longest : rows;
+    enum status rc = trainer_reserve(w->t, rows, err);
+    return rc ? rc : micro_alloc(w, rows, w->msg->n_members < rows ? w->msg->n_members : rows, err);
+}
+
+// lp_old of all members, where the loss needs it: before the first update.
+static enum status score_old(struct work *w, struct error *err)
+{
+    struct packing all;
+    for (int32_t i = 0; i < w->msg->n_members; i++)
+        w->members[i] = i;
+    enum status rc =
+        packing_init(&all, w->msg->n_members, w->members, w->rows,
+                     (int32_t)w->t->config->trainer.micro_batch_tokens, w->msg->packing_seed, err);
+    if (rc)
+        return rc;
+    rc = score_pass(w, &all, w->old, NULL);
+    packing_done(&all);
+    return rc;
+}
+
+static enum status work_start(struct work *w, struct error *err)
+{
+    enum status rc = work_reserve(w, err);
+    return rc || !w->old ? rc : score_old(w, err);
+}
+
+// Several updates: what the weights were, for a step that is rejected or abandoned after the first one.
+static enum status snapshot_take(struct trainer *t, struct error *err)
+{
+    size_t n = (size_t)t->layout.total;
+    if (!t->snapshot)
+        t->snapshot = mem_alloc(3 * n * sizeof(float));
+    if (!t->snapshot)
+        return error_set(err, STATUS_NOMEM, "no memory for the snapshot that updates_per_batch > 1 needs");
+    memcpy(t->snapshot, t->master, n * sizeof(float));
+    memcpy(t->snapshot + n, t->optimizer.m, n * sizeof(float));
+    memcpy(t->snapshot + 2 * n, t->optimizer.v, n * sizeof(float));
+    return STATUS_OK;
+}
+
+static void snapshot_restore(struct trainer *t, int64_t updates)
+{
+    size_t n = (size_t)t->layout.total;
+    memcpy(t->master, t->snapshot, n * sizeof(float));
+    memcpy(t->optimizer.m, t->snapshot + n, n * sizeof(float));
+    memcpy(t->optimizer.v, t->snapshot + 2 * n, n * sizeof(float));
+    t->optimizer.updates = updates;
+    trainer_sync_weights(t);
+}
+
+static enum status run_updates(struct work *w, bool reset, struct error *err)
+{
+    struct trainer *t = w->t;
+    int64_t updates = t->optimizer.updates;
+    enum status rc = w->prepared.n_updates > 1 ? snapshot_take(t, err) : STATUS_OK;
+    for (int32_t u = 0; u < w->prepared.n_updates && !rc; u++) {
+        rc = run_update(w, u, reset && u == 0, err);
+        if (rc && u > 0)
+            snapshot_restore(t, updates);
+        if (rc == STATUS_NUMERIC && w->prepared.n_updates > 1)
+            rc = error_prefix(err, "update %d of %d", u + 1, w->prepared.n_updates);
+    }
+    return rc;
+}
+
+enum status trainer_step(struct trainer *t, const struct msg_prepare *msg, struct step_result *ret,
+                         struct error *err)
+{
+    struct work *w = mem_must(1, sizeof *w);
+    bool reset = msg->stage_first || msg->optimizer_reset || t->reset_pending;
+    arena_reset(&t->arena);
+    if (msg->step != t->step) {
+        free(w);
+        return error_set(err, STATUS_PROTOCOL,
+                         "step %lld was prepared for weights %lld, the trainer holds %lld",
+                         (long long)msg->step, (long long)msg->step, (long long)t->step);
+    }
+    enum status rc = work_init(w, t, msg, err);
+    if (!rc)
+        rc = work_start(w, err);
+    if (!rc)
+        rc = run_updates(w, reset, err);
+    bool rejected = rc == STATUS_NUMERIC || rc == STATUS_INVALID || rc == STATUS_RANGE;
+    if (!rc || rejected) {
+        ret->outcome = rejected ? STEP_REJECTED : STEP_APPLIED;
+        snprintf(ret->reason, sizeof ret->reason, "%s", rejected ? err->text : "");
+        w->metrics.tokens_trained = rejected ? 0 : w->prepared.n_trained;
+        metrics_finish(&w->metrics, t->config, w->stage && w->stage->kind == RUN_STAGE_RL, msg->lr,
+                       &ret->metrics);
+        t->reset_pending = rejected && reset;
+        t->step++;
+        t->stage = rejected && rc != STATUS_NUMERIC ? t->stage : msg->stage;
+        rc = STATUS_OK;
+    } else if (rc == STATUS_CANCELED) {
+        error_set(err, rc, "step %lld was abandoned", (long long)msg->step);
+    }
+    prepared_done(&w->prepared);
+    free(w);
+    return rc;
+}
+
+enum status trainer_gradient(struct trainer *t, const struct msg_prepare *msg, int32_t update,
+                             double *ret_loss, struct error *err)
+{
+    struct work *w = mem_must(1, sizeof *w);
+    arena_reset(&t->arena);
+    enum status rc = work_init(w, t, msg, err);
+    if (!rc)
+        rc = work_start(w, err);
+    if (!rc) {
+        assert(update >= 0 && update < w->prepared.n_updates);
+        rc = update_gradient(w, update, ret_loss, err);
+    }
+    prepared_done(&w->prepared);
+    free(w);
+    return rc;
+}
