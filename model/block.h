@@ -5,7 +5,7 @@
 // Invariants
 //   1. A row of the result depends only on rows of its own sequence; scratch and saved are working memory,
 //   never input.
-//   2. forward writes everything backward needs into `saved`; running forward again on the same x rewrites
+//   2. With keep, forward writes everything backward needs into `saved`; running forward again on the same x rewrites
 //   the same
 //      bits there (recomputation).
 //   3. backward adds to grads and to dx, and may destroy `saved`.
@@ -34,6 +34,7 @@ struct block_run {
     int32_t n_spans;
     const int32_t *span_end;
     enum dtype dtype; // of the weights: DT_F32, DT_BF16, DT_FP8
+    bool keep;        // a backward pass follows: fill all of `saved`
     bool want_output; // false: only `saved` is wanted (recomputation of the last block of a layer)
 };
 

@@ -32,6 +32,9 @@ enum status weights_load(struct weights *w, const char *path, const char *expect
 size_t weights_bytes(const struct weights *w);
 enum dtype weights_dtype(const struct weights *w);
 const struct model_config *weights_config(const struct weights *w);
+// From now on what is done with w runs on d, another device object of the same kind and kernel class: a loader thread fills w on its
+// own device and hands it to the thread that computes (contract 2, refit in flight).
+void weights_bind(struct weights *w, struct device *d);
 
 struct kv;
 // Pages for every layer; dtype DT_F32 or DT_BF16 (kv_dtype_for says which goes with the weights). Page

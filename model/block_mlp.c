@@ -1,0 +1,129 @@
+// The feed-forward block: x += W_down (silu(W_gate n) * W_up n), n = RMSNorm(x) (Shazeer 2020, SwiGLU). Runs on the thread
+// that owns the weights; no state.
+#include "model/array.h"
+#include "model/weights.h"
+
+struct mlp_weights {
+    const struct param *norm_param;
+    float *norm;           // [C]
+    struct linear gate_up; // [2F, C]: gate rows, then up rows
+    struct linear down;    // [C, F]
+};
+
+static const char NORM[] = "model.layers.%d.post_attention_layernorm.weight";
+static const char *const GATE_UP[] = {"model.layers.%d.mlp.gate_proj.weight",
+                                      "model.layers.%d.mlp.up_proj.weight"};
+static const char *const DOWN[] = {"model.layers.%d.mlp.down_proj.weight"};
+
+static void mlp_params(struct layout_builder *b, const struct model_config *c, int32_t layer)
+{
+    layout_add(b, PARAM_NORM, layer, NORM, 0, c->hidden);
+    layout_add(b, PARAM_MATRIX, layer, GATE_UP[0], c->ffn, c->hidden);
+    layout_add(b, PARAM_MATRIX, layer, GATE_UP[1], c->ffn, c->hidden);
+    layout_add(b, PARAM_MATRIX, layer, DOWN[0], c->hidden, c->ffn);
+}
+
+static void mlp_bind(struct binder *b, const struct model_config *c, int32_t layer, void *ret_weights)
+{
+    struct mlp_weights *w = ret_weights;
+    (void)c;
+    bind_vector(b, layer, NORM, &w->norm, &w->norm_param);
+    bind_linear(b, layer, 2, GATE_UP, NULL, &w->gate_up);
+    bind_linear(b, layer, 1, DOWN, NULL, &w->down);
+}
+
+// Kept for the backward pass; n and the activation are cheap and computed again.
+struct mlp_saved {
+    float *x;  // [T, C] input
+    float *gu; // [T, 2F]
+};
+
+static int64_t saved_carve(const struct model_config *c, int64_t t, float *base, struct mlp_saved *ret)
+{
+    struct carve v = {.base = base};
+    ret->x = carve_take(&v, t * c->hidden);
+    ret->gu = carve_take(&v, t * 2 * c->ffn);
+    return v.used;
+}
+
+struct mlp_scratch {
+    float *n;  // [T, C]
+    float *h;  // [T, F]
+    float *dh; // [T, F], backward only
+};
+
+static int64_t scratch_carve(const struct model_config *c, int64_t t, bool grad, float *base,
+                             struct mlp_scratch *ret)
+{
+    struct carve v = {.base = base};
+    ret->n = carve_take(&v, t * c->hidden);
+    ret->h = carve_take(&v, t * c->ffn);
+    ret->dh = grad ? carve_take(&v, t * c->ffn) : NULL;
+    return v.used;
+}
+
+static int64_t mlp_saved_floats(const struct model_config *c, int64_t t)
+{
+    return saved_carve(c, t, NULL, &(struct mlp_saved){0});
+}
+static int64_t mlp_scratch_floats(const struct model_config *c, int64_t t)
+{
+    return scratch_carve(c, t, false, NULL, &(struct mlp_scratch){0});
+}
+static int64_t mlp_grad_scratch_floats(const struct model_config *c, int64_t t)
+{
+    return scratch_carve(c, t, true, NULL, &(struct mlp_scratch){0});
+}
+
+static void mlp_forward(const struct block_run *r, const void *weights, float *x, float *saved,
+                        float *scratch)
+{
+    const struct mlp_weights *w = weights;
+    const struct kernels *k = r->d->k;
+    int64_t C = r->c->hidden, F = r->c->ffn, T = r->t;
+    struct mlp_saved s;
+    struct mlp_scratch b;
+    saved_carve(r->c, T, saved, &s);
+    scratch_carve(r->c, T, false, scratch, &b);
+    if (r->keep)
+        array_copy(s.x, x, T * C);
+    k->rmsnorm(r->d, T, C, x, C, w->norm, r->c->rms_eps, b.n, C, NULL);
+    linear_forward(r->d, &w->gate_up, T, b.n, C, false, s.gu, 2 * F);
+    if (!r->want_output)
+        return;
+    k->swiglu(r->d, T, F, s.gu, b.h);
+    linear_forward(r->d, &w->down, T, b.h, F, true, x, C);
+}
+
+static void mlp_backward(const struct block_run *r, const void *weights, float *saved, float *scratch,
+                         float *dx, float *grads)
+{
+    const struct mlp_weights *w = weights;
+    const struct kernels *k = r->d->k;
+    int64_t C = r->c->hidden, F = r->c->ffn, T = r->t;
+    struct mlp_saved s;
+    struct mlp_scratch b;
+    saved_carve(r->c, T, saved, &s);
+    scratch_carve(r->c, T, true, scratch, &b);
+    k->swiglu(r->d, T, F, s.gu, b.h);
+    linear_grad_w(r->d, &w->down, r->dtype, T, dx, C, b.h, F, grads);
+    linear_grad_x(r->d, &w->down, T, dx, C, false, b.dh, F);
+    k->swiglu_grad(r->d, T, F, s.gu, b.dh, s.gu);
+    k->rmsnorm(r->d, T, C, s.x, C, w->norm, r->c->rms_eps, b.n, C, NULL);
+    linear_grad_w(r->d, &w->gate_up, r->dtype, T, s.gu, 2 * F, b.n, C, grads);
+    linear_grad_x(r->d, &w->gate_up, T, s.gu, 2 * F, false, b.n, C);
+    k->rmsnorm_grad(r->d, T, C, s.x, C, w->norm, r->c->rms_eps, b.n, C, true, dx, C,
+                    grads + w->norm_param->offset);
+}
+
+const struct block block_mlp = {
+    .name = "mlp",
+    .params = mlp_params,
+    .weights_size = sizeof(struct mlp_weights),
+    .bind = mlp_bind,
+    .saved = mlp_saved_floats,
+    .scratch = mlp_scratch_floats,
+    .grad_scratch = mlp_grad_scratch_floats,
+    .forward = mlp_forward,
+    .backward = mlp_backward,
+};
