@@ -1,0 +1,397 @@
+// The compute thread, its queues, and the door to the loader thread (loader.c): see worker.h.
+#include "rollout/worker.h"
+
+#include <errno.h>
+#include <pthread.h>
+#include <sched.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+#include "base/mem.h"
+#include "rollout/loader.h"
+
+#define OUTPUT_TOKENS_MAX ((size_t)1 << 20) // held for the I/O thread before the compute thread waits
+#define OUTPUT_ITEMS_MAX  ((size_t)1 << 18)
+
+enum command_kind {
+    COMMAND_SUBMIT,
+    COMMAND_CANCEL,
+    COMMAND_CANCEL_ALL,
+    COMMAND_PAUSE,
+    COMMAND_CONTINUE,
+    COMMAND_FLUSH,
+};
+
+struct command {
+    enum command_kind kind;
+    enum engine_pause how;
+    uint64_t job_id;
+    struct engine_job *job; // SUBMIT: ours, with a copy of its ids behind it
+};
+
+struct commands {
+    struct command *v;
+    size_t n, cap;
+};
+
+struct worker {
+    struct worker_config config;
+    struct device *device;
+    struct engine *engine;
+    struct loader *loader;
+    pthread_t thread;
+    bool started;
+
+    pthread_mutex_t lock; // guards what follows
+    pthread_cond_t wake;  // of the compute thread
+    bool stop, posted;
+    struct commands inbox;
+    struct outputs ready;     // for the I/O thread; empty = the compute thread may swap its own in
+    struct weights *incoming; // loaded, to be swapped in
+    struct worker_load incoming_load;
+    struct worker_stats stats;
+    struct error failure; // status OK = none
+
+    struct commands taken; // compute thread
+    struct outputs fill;   // compute thread
+    struct outputs drain;  // I/O thread
+};
+
+// ---- I/O thread -------------------------------------------------------------------------------------------------------
+
+// Brings what the compute thread has ready. One post at a time is under way.
+static void deliver(void *ctx)
+{
+    struct worker *w = ctx;
+    pthread_mutex_lock(&w->lock);
+    w->posted = false;
+    struct outputs empty = w->drain;
+    w->drain = w->ready;
+    w->ready = empty;
+    struct error failure = w->failure;
+    pthread_cond_signal(&w->wake);
+    pthread_mutex_unlock(&w->lock);
+    if (w->drain.n_items > 0)
+        w->config.on_outputs(w->config.ctx, &w->drain);
+    outputs_clear(&w->drain);
+    if (failure.status != STATUS_OK)
+        w->config.on_failed(w->config.ctx, &failure);
+}
+
+static void push(struct worker *w, struct command c)
+{
+    pthread_mutex_lock(&w->lock);
+    struct commands *q = &w->inbox;
+    if (q->n == q->cap) {
+        q->cap = q->cap ? 2 * q->cap : 64;
+        q->v = mem_grow(q->v, q->cap, sizeof *q->v);
+    }
+    q->v[q->n++] = c;
+    pthread_cond_signal(&w->wake);
+    pthread_mutex_unlock(&w->lock);
+}
+
+enum status worker_submit(struct worker *w, const struct engine_job *job, struct error *err)
+{
+    pthread_mutex_lock(&w->lock);
+    bool full = w->inbox.n >= WORKER_COMMANDS;
+    pthread_mutex_unlock(&w->lock);
+    if (full)
+        return error_set(err, STATUS_AGAIN, "%d commands wait for the engine already", WORKER_COMMANDS);
+    size_t n = job->msg.n_ids > 0 ? (size_t)job->msg.n_ids : 0;
+    struct engine_job *copy = mem_must(1, sizeof *copy + n * sizeof(int32_t));
+    *copy = *job;
+    int32_t *ids = (int32_t *)(copy + 1);
+    if (n)
+        memcpy(ids, job->msg.ids, n * sizeof *ids);
+    copy->msg.ids = ids;
+    push(w, (struct command){.kind = COMMAND_SUBMIT, .job = copy});
+    return STATUS_OK;
+}
+
+void worker_cancel(struct worker *w, uint64_t job)
+{
+    push(w, (struct command){.kind = COMMAND_CANCEL, .job_id = job});
+}
+
+void worker_cancel_all(struct worker *w)
+{
+    push(w, (struct command){.kind = COMMAND_CANCEL_ALL});
+}
+
+void worker_pause(struct worker *w, enum engine_pause how)
+{
+    push(w, (struct command){.kind = COMMAND_PAUSE, .how = how});
+}
+
+void worker_continue(struct worker *w)
+{
+    push(w, (struct command){.kind = COMMAND_CONTINUE});
+}
+
+void worker_flush_cache(struct worker *w)
+{
+    push(w, (struct command){.kind = COMMAND_FLUSH});
+}
+
+void worker_stats(struct worker *w, struct worker_stats *ret)
+{
+    pthread_mutex_lock(&w->lock);
+    *ret = w->stats;
+    pthread_mutex_unlock(&w->lock);
+}
+
+enum status worker_load_start(struct worker *w, const struct worker_load *load, struct error *err)
+{
+    return loader_start(w->loader, load, err);
+}
+
+int64_t worker_newest(struct worker *w)
+{
+    return loader_newest(w->loader);
+}
+
+const char *worker_numerics_id(const struct worker *w)
+{
+    return w->device->numerics_id;
+}
+
+const char *worker_device_name(const struct worker *w)
+{
+    return w->device->name;
+}
+
+int worker_half_of_cores(void)
+{
+    cpu_set_t set;
+    int n = sched_getaffinity(0, sizeof set, &set) == 0 ? CPU_COUNT(&set) : 1;
+    return n / 2 > 1 ? n / 2 : 1;
+}
+
+// ---- compute thread -----------------------------------------------------------------------------------------------------
+
+static void run_command(struct worker *w, struct command *c)
+{
+    struct engine *e = w->engine;
+    struct error err;
+    switch (c->kind) {
+    case COMMAND_SUBMIT:
+        if (engine_submit(e, c->job, &err) != STATUS_OK) {
+            outputs_add(&w->fill, c->job->msg.job, 0);
+            outputs_finish(&w->fill, FINISH_ERROR, err.text);
+        }
+        free(c->job);
+        break;
+    case COMMAND_CANCEL:
+        engine_cancel(e, c->job_id);
+        break;
+    case COMMAND_CANCEL_ALL:
+        engine_cancel_all(e);
+        break;
+    case COMMAND_PAUSE:
+        engine_pause(e, c->how);
+        break;
+    case COMMAND_CONTINUE:
+        engine_continue(e);
+        break;
+    case COMMAND_FLUSH:
+        engine_flush_cache(e);
+        break;
+    }
+}
+
+// Between two steps. The old weights go back to the loader, to be filled next time.
+static void swap_weights(struct worker *w, struct weights *incoming)
+{
+    const struct clock *clock = w->config.engine.clock;
+    int64_t t0 = clock_mono_ns(clock);
+    weights_bind(incoming, w->device);
+    const struct weights *old = engine_set_weights(w->engine, incoming, w->incoming_load.version);
+    double stall_ms = (double)(clock_mono_ns(clock) - t0) * 1e-6;
+    pthread_mutex_lock(&w->lock);
+    w->incoming = NULL;
+    w->stats.last_stall_ms = stall_ms;
+    w->stats.loads++;
+    memcpy(w->stats.version_hash, w->incoming_load.hash, HASH_HEX);
+    engine_stats(w->engine, &w->stats.engine);
+    pthread_mutex_unlock(&w->lock);
+    loader_return(w->loader, (struct weights *)old, stall_ms); // the loader made it, and owns it again
+}
+
+static bool nothing_to_do(struct worker *w)
+{
+    bool can_deliver = w->fill.n_items > 0 && w->ready.n_items == 0;
+    bool full = w->fill.n_tokens > OUTPUT_TOKENS_MAX || w->fill.n_items > OUTPUT_ITEMS_MAX;
+    return !w->stop && !w->incoming && w->inbox.n == 0 && !can_deliver && (full || !engine_ready(w->engine));
+}
+
+// Sleeps until there is a command, new weights, room for outputs, or a deadline. true: go on; false: stop.
+static bool wait_for_work(struct worker *w)
+{
+    const struct clock *clock = w->config.engine.clock;
+    pthread_mutex_lock(&w->lock);
+    while (nothing_to_do(w)) {
+        int64_t wake_ms = engine_wake_ms(w->engine);
+        if (wake_ms == INT64_MAX) {
+            pthread_cond_wait(&w->wake, &w->lock);
+            continue;
+        }
+        int64_t left = wake_ms - clock_mono_ms(clock);
+        if (left <= 0)
+            break;
+        struct timespec t;
+        clock_gettime(CLOCK_MONOTONIC, &t);
+        int64_t ns = t.tv_nsec + left % 1000 * 1000000;
+        t.tv_sec += left / 1000 + ns / 1000000000;
+        t.tv_nsec = ns % 1000000000;
+        pthread_cond_timedwait(&w->wake, &w->lock, &t);
+    }
+    struct commands taken = w->inbox;
+    w->inbox = w->taken;
+    w->inbox.n = 0;
+    w->taken = taken;
+    bool go_on = !w->stop;
+    pthread_mutex_unlock(&w->lock);
+    return go_on;
+}
+
+// Gives the step's outputs to the I/O thread if it took the last ones; else they wait for company.
+static void hand_over(struct worker *w, int64_t busy_ns)
+{
+    pthread_mutex_lock(&w->lock);
+    w->stats.busy_ns += busy_ns;
+    engine_stats(w->engine, &w->stats.engine);
+    bool post = false;
+    if (w->fill.n_items > 0 && w->ready.n_items == 0) {
+        struct outputs empty = w->ready;
+        w->ready = w->fill;
+        w->fill = empty;
+    }
+    if (w->ready.n_items > 0) {
+        post = !w->posted;
+        w->posted = true;
+    }
+    pthread_mutex_unlock(&w->lock);
+    if (post && loop_post(w->config.loop, deliver, w) != STATUS_OK) {
+        pthread_mutex_lock(&w->lock); // the loop is closing, or drowning: try again with the next outputs
+        w->posted = false;
+        pthread_mutex_unlock(&w->lock);
+    }
+}
+
+static void fail(struct worker *w, const struct error *err)
+{
+    pthread_mutex_lock(&w->lock);
+    w->failure = *err;
+    bool post = !w->posted;
+    w->posted = true;
+    pthread_mutex_unlock(&w->lock);
+    if (post && loop_post(w->config.loop, deliver, w) != STATUS_OK)
+        return; // the loop is closing: the process ends anyway
+}
+
+static void *compute(void *arg)
+{
+    struct worker *w = arg;
+    const struct clock *clock = w->config.engine.clock;
+    pool_thread_init();
+    while (wait_for_work(w)) {
+        for (size_t i = 0; i < w->taken.n; i++)
+            run_command(w, &w->taken.v[i]);
+        w->taken.n = 0;
+        pthread_mutex_lock(&w->lock);
+        struct weights *incoming = w->incoming;
+        pthread_mutex_unlock(&w->lock);
+        if (incoming)
+            swap_weights(w, incoming);
+        int64_t t0 = clock_mono_ns(clock);
+        struct error err;
+        if (w->fill.n_tokens <= OUTPUT_TOKENS_MAX && engine_step(w->engine, &w->fill, &err) != STATUS_OK) {
+            fail(w, &err);
+            break;
+        }
+        hand_over(w, clock_mono_ns(clock) - t0);
+    }
+    return NULL;
+}
+
+// ---- loader's side --------------------------------------------------------------------------------------------------------
+
+void worker_give_weights(struct worker *w, struct weights *incoming, const struct worker_load *load)
+{
+    pthread_mutex_lock(&w->lock);
+    w->incoming_load = *load;
+    w->incoming = incoming;
+    pthread_cond_signal(&w->wake);
+    pthread_mutex_unlock(&w->lock);
+}
+
+// ---- life -------------------------------------------------------------------------------------------------------------------
+
+enum status worker_open(const struct worker_config *c, struct worker **ret, struct error *err)
+{
+    struct worker *w = mem_must(1, sizeof *w);
+    w->config = *c;
+    if (!w->config.engine.clock)
+        w->config.engine.clock = clock_system();
+    outputs_init(&w->ready);
+    outputs_init(&w->fill);
+    outputs_init(&w->drain);
+    w->stats.engine.version = -1;
+    pthread_mutex_init(&w->lock, NULL);
+    pthread_condattr_t attr;
+    pthread_condattr_init(&attr);
+    pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
+    pthread_cond_init(&w->wake, &attr);
+    pthread_condattr_destroy(&attr);
+    enum status st =
+        device_open("cpu", c->isa, c->threads > 0 ? c->threads : worker_half_of_cores(), &w->device, err);
+    if (st == STATUS_OK)
+        st = engine_open(w->device, &c->model, c->dtype, &w->config.engine, &w->engine, err);
+    if (st == STATUS_OK) {
+        engine_stats(w->engine, &w->stats.engine);
+        st = loader_open(w, &w->config, &w->loader, err);
+    }
+    if (st == STATUS_OK) {
+        int rc = pthread_create(&w->thread, NULL, compute, w);
+        w->started = rc == 0;
+        if (rc)
+            st = error_errno(err, rc, "starting the compute thread");
+    }
+    if (st != STATUS_OK) {
+        worker_close(w);
+        return st;
+    }
+    *ret = w;
+    return STATUS_OK;
+}
+
+void worker_close(struct worker *w)
+{
+    if (!w)
+        return;
+    if (w->started) {
+        pthread_mutex_lock(&w->lock);
+        w->stop = true;
+        pthread_cond_signal(&w->wake);
+        pthread_mutex_unlock(&w->lock);
+        pthread_join(w->thread, NULL);
+    }
+    struct commands *queues[] = {&w->inbox, &w->taken};
+    for (int q = 0; q < 2; q++) {
+        for (size_t i = 0; i < queues[q]->n; i++)
+            if (queues[q]->v[i].kind == COMMAND_SUBMIT)
+                free(queues[q]->v[i].job);
+        free(queues[q]->v);
+    }
+    engine_close(w->engine); // before its weights
+    loader_close(w->loader);
+    outputs_done(&w->ready);
+    outputs_done(&w->fill);
+    outputs_done(&w->drain);
+    device_close(w->device);
+    pthread_cond_destroy(&w->wake);
+    pthread_mutex_destroy(&w->lock);
+    free(w);
+}

@@ -1,0 +1,89 @@
+// The engine on a thread of its own, and a second thread that prepares new weights beside the old ones (contract 2). The I/O
+// thread (the loop's) talks to both through bounded queues and never waits for them.
+//
+//   I/O thread ── commands ──► compute thread ── outputs ──► I/O thread     (worker_on_outputs)
+//        └─────── load ──────► loader thread ── weights ──► compute thread (swapped between two steps)
+//                                     └────── result ─────► I/O thread     (worker_on_loaded)
+//
+// Invariants
+//   1. The engine, its device and its weights are touched by the compute thread only. A weights object is the loader's while it is
+//      filled, the engine's while it computes; ownership passes under the lock.
+//   2. Every queue has a limit: commands (WORKER_COMMANDS, then STATUS_AGAIN), outputs (the compute thread waits), loads (one under
+//      way, one waiting: the newest).
+//   3. Callbacks run on the loop's thread, inside loop_run; none after worker_close.
+#ifndef ROLLOUT_WORKER_H
+#define ROLLOUT_WORKER_H
+
+#include "base/hash.h"
+#include "net/loop.h"
+#include "rollout/engine.h"
+
+#define WORKER_COMMANDS 65536
+
+struct worker;
+
+// Where weights come from: a file of weights_file_write, or a Hugging Face folder of the same shape.
+struct worker_load {
+    int64_t version;
+    bool folder;
+    char path[4096];
+    char hash[HASH_HEX]; // expected, "" = not checked; a folder has none
+};
+
+struct worker_loaded {
+    struct worker_load load;
+    bool ok;
+    char error[1024];
+    double load_ms;  // beside the running engine
+    double stall_ms; // in which no step could run
+};
+
+struct worker_config {
+    const char *isa; // highest kernel class: "auto", …
+    int threads;     // of the compute thread's pool; 0 = half of the cores this process may use, at least 1
+    struct model_config model;
+    enum dtype dtype; // of the weights
+    struct engine_config engine;
+    struct loop *loop; // of the I/O thread
+    void (*on_outputs)(void *ctx, const struct outputs *o);
+    void (*on_loaded)(void *ctx, const struct worker_loaded *l);
+    void (*on_failed)(void *ctx,
+                      const struct error *err); // the compute thread gave up; the process should end
+    void *ctx;
+};
+
+struct worker_stats {
+    struct engine_stats engine;
+    int64_t busy_ns; // spent in steps since the start
+    char version_hash[HASH_HEX];
+    int64_t loads;
+    double last_load_ms, last_stall_ms;
+};
+
+enum status worker_open(const struct worker_config *c, struct worker **ret, struct error *err) OOZE_MUST_USE;
+void worker_close(struct worker *w);
+const char *worker_numerics_id(const struct worker *w);
+const char *worker_device_name(const struct worker *w);
+
+// The job's ids are copied. What the engine refuses comes back as an output with FINISH_ERROR. STATUS_AGAIN: queue full.
+enum status worker_submit(struct worker *w, const struct engine_job *job, struct error *err) OOZE_MUST_USE;
+// These have room beyond the queue's limit, since each answers something that had room itself.
+void worker_cancel(struct worker *w, uint64_t job); // an unknown job is no error
+void worker_cancel_all(struct worker *w);
+void worker_pause(struct worker *w, enum engine_pause how);
+void worker_continue(struct worker *w);
+void worker_flush_cache(struct worker *w);
+
+// Starts loading; worker_on_loaded tells the end. A load that waits is replaced (and reported as not ok) by a newer version.
+// STATUS_EXISTS: that version or a newer one is held, under way or waiting.
+enum status worker_load_start(struct worker *w, const struct worker_load *load,
+                              struct error *err) OOZE_MUST_USE;
+// The version held or on its way, -1 = none.
+int64_t worker_newest(struct worker *w);
+
+void worker_stats(struct worker *w, struct worker_stats *ret);
+
+// Half of the cores this process may run on, at least 1.
+int worker_half_of_cores(void);
+
+#endif
