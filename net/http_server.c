@@ -161,7 +161,12 @@ static void on_mhd_log(void *cls, const char *fmt, va_list ap)
 
 static void run_daemon(struct http_server *s)
 {
-    MHD_run(s->daemon);
+    bool full;
+    do { // a full MHD stops listening, and looks whether it may go on only at the start of a run
+        full = s->n_conns >= s->config.max_connections;
+        MHD_run(s->daemon);
+        full = full || s->n_conns >= s->config.max_connections;
+    } while (full && s->n_conns < s->config.max_connections);
     MHD_UNSIGNED_LONG_LONG timeout;
     if (MHD_get_timeout(s->daemon, &timeout) == MHD_YES) {
         loop_timer_set(s->run_timer, (int64_t)timeout, 0);
