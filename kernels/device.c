@@ -121,7 +121,7 @@ enum status device_open(const char *kind, const char *isa, int n_threads, struct
 {
     if (strcmp(kind, "cpu"))
         return error_set(err, STATUS_UNSUPPORTED, "device '%s': this build knows cpu only", kind);
-    enum isa which;
+    enum isa which = ISA_REF;
     enum status s = isa_parse(isa, &which, err);
     if (s)
         return s;

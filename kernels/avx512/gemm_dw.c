@@ -1,0 +1,5 @@
+// Weight gradients: lanes/gemm_dw_tmpl.c on AVX512.
+#include "kernels/avx512/avx512.h"
+#include "kernels/avx512/lanes.h"
+
+#include "kernels/lanes/gemm_dw_tmpl.c"
