@@ -64,7 +64,7 @@ enum toolcall_format chat_toolcall_format(const struct chat *c);
 // Ids that end an assistant turn: give them to the sampler as stop ids. Life: the chat's.
 const int32_t *chat_stop_ids(const struct chat *c, size_t *ret_n);
 bool chat_is_stop(const struct chat *c, int32_t id);
-// The id that closes a turn which was cut off (mask 0).
+// The id that closes a turn which was cut off (mask 0); -1 for GLM, where the next header closes it.
 int32_t chat_close_id(const struct chat *c);
 
 // messages: array of {role: system|developer|user|assistant|tool, content: string, null or array of
@@ -88,7 +88,8 @@ enum status chat_render_tail(const struct chat *c, const json_t *messages, size_
 bool chat_tail_rewrites(const struct chat *c, const json_t *messages, size_t n_held,
                         const struct chat_options *o);
 
-// The sampled ids of one assistant turn, end token included or not, as a message: see toolcall.h.
+// The sampled ids of one assistant turn, its end token included, as a message: see toolcall.h. A turn that was cut off has no
+// end token; a call that it leaves open is malformed.
 void chat_parse(const struct chat *c, const int32_t *ids, size_t n, const json_t *tools,
                 const char *id_prefix, struct toolcall_parsed *ret);
 
