@@ -220,12 +220,6 @@ void weights_bind(struct weights *w, struct device *d)
     w->d = d;
 }
 
-void weights_bind(struct weights *w, struct device *d)
-{
-    assert(d->isa == w->d->isa); // the packed layout is private to a class
-    w->d = d;
-}
-
 // ---- filling ------------------------------------------------------------------------------------------------------------
 
 // Where the values of a parameter come from: the flat f32 vector, or the tensors of a weights file.

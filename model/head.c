@@ -1,0 +1,98 @@
+// The vocabulary end of training: log-probabilities, entropies and their gradient. Only rows that have a target get logits,
+// and only train_head.max_rows of them at a time, so that memory does not grow with batch × vocabulary; the backward pass
+// computes the logits again, except those that are still in the buffer. Thread: the owner of the train object.
+#include <assert.h>
+
+#include "model/array.h"
+#include "model/train.h"
+
+#define LOGITS_MAX ((int64_t)1 << 22) // floats alive at once …
+#define ROWS_MIN   64                 // … but rows enough to keep the GEMM busy
+
+void train_head_carve(struct train *t, struct carve *v)
+{
+    struct train_head *h = &t->head;
+    int64_t n = t->max_tokens, rows = LOGITS_MAX / t->c.vocab;
+    rows = rows < ROWS_MIN ? ROWS_MIN : rows;
+    h->max_rows = (int32_t)(rows < n ? rows : n);
+    float **const per_target[] = {&h->inv_temp, &h->logprob,  &h->lse,
+                                  &h->entropy,  &h->dlogprob, &h->dentropy};
+    for (int i = 0; i < 6; i++)
+        *per_target[i] = carve_take(v, n);
+    h->picked = carve_take(v, h->max_rows * t->c.hidden);
+    h->logits = carve_take(v, h->max_rows * t->c.vocab);
+}
+
+static int32_t chunk_rows(const struct train_head *h, int32_t first)
+{
+    return h->n - first < h->max_rows ? h->n - first : h->max_rows;
+}
+
+// Hidden rows and logits of the chunk of targets that starts at `first` into the buffers.
+static void chunk_logits(struct train *t, const struct weights *w, int32_t first)
+{
+    struct train_head *h = &t->head;
+    int32_t m = chunk_rows(h, first);
+    if (h->in_buffer == first)
+        return;
+    // Gathering rows is an embedding look-up in the table of hidden states.
+    t->d->k->embed(t->d, DT_F32, t->hidden, t->c.hidden, m, h->rows + first, h->picked);
+    model_logits(w, m, h->picked, h->logits);
+    h->in_buffer = first;
+}
+
+void train_logprobs(struct train *t, const struct weights *w, const int32_t *targets, const float *inv_temp,
+                    float *logprob, float *entropy)
+{
+    struct train_head *h = &t->head;
+    assert(t->stage != TRAIN_IDLE && w->dtype == t->dtype);
+    t->stage = TRAIN_LOGPROBS;
+    h->n = 0;
+    h->in_buffer = -1;
+    h->have_entropy = entropy != NULL;
+    for (int32_t i = 0; i < t->n_rows; i++) {
+        logprob[i] = 0;
+        if (entropy)
+            entropy[i] = 0;
+        if (targets[i] < 0)
+            continue;
+        h->rows[h->n] = i;
+        h->targets[h->n] = targets[i];
+        h->inv_temp[h->n++] = inv_temp[i];
+    }
+    for (int32_t i = 0; i < h->n; i += h->max_rows) {
+        chunk_logits(t, w, i);
+        t->d->k->logprob(t->d, chunk_rows(h, i), t->c.vocab, h->logits, t->c.vocab, h->inv_temp + i,
+                         h->targets + i, h->logprob + i, h->lse + i, entropy ? h->entropy + i : NULL);
+    }
+    for (int32_t i = 0; i < h->n; i++) {
+        logprob[h->rows[i]] = h->logprob[i];
+        if (entropy)
+            entropy[h->rows[i]] = h->entropy[i];
+    }
+}
+
+void train_head_backward(struct train *t, const struct weights *w, const float *dlogprob,
+                         const float *dentropy, float *grads)
+{
+    struct train_head *h = &t->head;
+    int64_t C = t->c.hidden, V = t->c.vocab;
+    assert(!dentropy || h->have_entropy);
+    for (int32_t i = 0; i < h->n; i++) {
+        h->dlogprob[i] = dlogprob[h->rows[i]];
+        h->dentropy[i] = dentropy ? dentropy[h->rows[i]] : 0;
+    }
+    array_zero(t->dhidden, t->n_rows * C);
+    // Backwards, because the last chunk's logits are still there.
+    for (int32_t i = (h->n - 1) / h->max_rows * h->max_rows; i >= 0; i -= h->max_rows) {
+        int32_t m = chunk_rows(h, i);
+        chunk_logits(t, w, i);
+        t->d->k->logprob_grad(t->d, m, V, h->logits, V, h->inv_temp + i, h->targets + i, h->lse + i,
+                              h->dlogprob + i, dentropy ? h->entropy + i : NULL,
+                              dentropy ? h->dentropy + i : NULL);
+        linear_grad_w(t->d, &w->head, w->dtype, m, h->logits, V, h->picked, C, grads);
+        linear_grad_x(t->d, &w->head, m, h->logits, V, false, h->picked, C);
+        h->in_buffer = -1;
+        t->d->k->embed_grad(t->d, C, m, h->rows + i, h->picked, t->dhidden); // rows are distinct: a scatter
+    }
+}

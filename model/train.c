@@ -1,0 +1,231 @@
+// The trainer's side of the model: a forward pass that keeps what the backward pass needs, and the backward pass. One thread
+// owns a train object; all its memory is taken when it opens. Invariants in train.h.
+#include "model/train.h"
+
+#include <assert.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/mem.h"
+#include "model/arch/arch.h"
+#include "model/array.h"
+
+#define PAGE_TOKENS ATTN_BLOCK
+
+// ---- opening --------------------------------------------------------------------------------------------------
+
+// The largest layer's saved, and the working memory of the largest block, forward or backward; in floats.
+static void sizes_find(const struct train *t, int64_t *ret_saved, int64_t *ret_scratch)
+{
+    const struct arch *arch = arch_find(t->c.arch);
+    *ret_saved = *ret_scratch = 0;
+    for (int32_t i = 0; i < t->c.n_layers; i++) {
+        int64_t saved = 0;
+        for (const struct block *const *b = arch->blocks(&t->c, i); *b; b++) {
+            int64_t forward = (*b)->scratch(&t->c, t->max_tokens),
+                    grad = (*b)->grad_scratch(&t->c, t->max_tokens);
+            int64_t most = forward > grad ? forward : grad;
+            *ret_scratch = most > *ret_scratch ? most : *ret_scratch;
+            saved += (*b)->saved(&t->c, t->max_tokens);
+        }
+        *ret_saved = saved > *ret_saved ? saved : *ret_saved;
+    }
+}
+
+// Lays out every float array; with v->base NULL it only counts.
+static void arrays_carve(struct train *t, struct carve *v)
+{
+    int64_t stream = (int64_t)t->max_tokens * t->c.hidden, saved, scratch;
+    sizes_find(t, &saved, &scratch);
+    t->saved_floats = (saved + 15) / 16 * 16;
+    t->x = carve_take(v, stream);
+    t->hidden = carve_take(v, stream);
+    t->dhidden = carve_take(v, stream);
+    t->inputs = t->recompute ? carve_take(v, stream * t->c.n_layers) : NULL;
+    t->saved = carve_take(v, t->saved_floats * (t->recompute ? 1 : t->c.n_layers));
+    t->scratch = carve_take(v, scratch);
+    train_head_carve(t, v);
+}
+
+enum status train_open(struct device *d, const struct model_config *c, const struct layout *l,
+                       enum dtype weights_dtype, int32_t max_tokens, bool recompute, struct train **ret,
+                       struct error *err)
+{
+    if (!arch_find(c->arch))
+        return error_set(err, STATUS_UNSUPPORTED, "architecture \"%.40s\" is not implemented (%s are)",
+                         c->arch, arch_names());
+    if (max_tokens < 1)
+        return error_set(err, STATUS_RANGE, "a micro-batch of %d tokens: must be at least 1",
+                         (int)max_tokens);
+    struct train *t = mem_must(1, sizeof(*t));
+    *t = (struct train){.d = d,
+                        .c = *c,
+                        .n_grads = l->total,
+                        .dtype = weights_dtype,
+                        .recompute = recompute,
+                        .max_tokens = max_tokens};
+    struct carve count = {0};
+    arrays_carve(t, &count);
+    // Twice the pages of one longest sequence, so that most batches are one span and any sequence fits.
+    t->n_pages = 2 * ((max_tokens + PAGE_TOKENS - 1) / PAGE_TOKENS) + 16;
+    struct model_config one_layer = *c;
+    one_layer.n_layers = 1;
+    enum status rc =
+        kv_open(d, &one_layer, kv_dtype_for(weights_dtype), t->n_pages, PAGE_TOKENS, &t->kv, err);
+    if (!rc) {
+        struct carve real = {.base = t->data = device_alloc(d, (size_t)count.used * sizeof(float))};
+        if (t->data)
+            arrays_carve(t, &real);
+        else
+            rc = error_set(
+                err, STATUS_NOMEM,
+                "no memory for the activations of %d tokens (%lld MiB); lower trainer.micro_batch_tokens%s",
+                (int)max_tokens, (long long)(count.used >> 18), recompute ? "" : " or set trainer.recompute");
+    }
+    if (rc) {
+        train_close(t);
+        return rc;
+    }
+    size_t n = (size_t)max_tokens;
+    t->ids = mem_must(n, sizeof(t->ids[0]));
+    t->pos = mem_must(n, sizeof(t->pos[0]));
+    t->seqs = mem_must(n, sizeof(t->seqs[0]));
+    t->span_end = mem_must(n, sizeof(t->span_end[0]));
+    t->head.rows = mem_must(n, sizeof(t->head.rows[0]));
+    t->head.targets = mem_must(n, sizeof(t->head.targets[0]));
+    t->page_numbers = mem_must((size_t)t->n_pages, sizeof(t->page_numbers[0]));
+    for (int32_t i = 0; i < t->n_pages; i++)
+        t->page_numbers[i] = i;
+    *ret = t;
+    return STATUS_OK;
+}
+
+void train_close(struct train *t)
+{
+    if (!t)
+        return;
+    kv_close(t->kv);
+    device_free(t->d, t->data);
+    free(t->ids);
+    free(t->pos);
+    free(t->seqs);
+    free(t->span_end);
+    free(t->head.rows);
+    free(t->head.targets);
+    free(t->page_numbers);
+    free(t);
+}
+
+// ---- forward --------------------------------------------------------------------------------------------------
+
+// Copies the batch and gives its sequences transient pages. A span ends where the pages do.
+static void batch_copy(struct train *t, const struct batch *b)
+{
+    int32_t row = 0, page = 0;
+    assert(b->n_rows >= 0 && b->n_rows <= t->max_tokens && b->n_seqs <= b->n_rows);
+    t->n_rows = b->n_rows;
+    t->n_seqs = b->n_seqs;
+    t->n_spans = 0;
+    for (int32_t i = 0; i < b->n_seqs; i++) {
+        const struct attn_seq *s = &b->seqs[i];
+        int32_t need = (s->n_rows + PAGE_TOKENS - 1) / PAGE_TOKENS;
+        assert(s->row0 == row && s->n_rows > 0 && s->pos0 == 0);
+        if (page + need > t->n_pages) {
+            t->span_end[t->n_spans++] = i;
+            page = 0;
+        }
+        t->seqs[i] = *s;
+        t->seqs[i].pages = t->page_numbers + page;
+        page += need;
+        row += s->n_rows;
+    }
+    assert(row == b->n_rows);
+    if (b->n_seqs)
+        t->span_end[t->n_spans++] = b->n_seqs;
+    for (int32_t i = 0; i < b->n_rows; i++) {
+        assert(b->ids[i] >= 0 && b->ids[i] < t->c.vocab && b->pos[i] >= 0 && b->pos[i] < t->c.max_position);
+        t->ids[i] = b->ids[i];
+        t->pos[i] = b->pos[i];
+    }
+}
+
+static struct block_run run_of(const struct train *t, const struct weights *w)
+{
+    return (struct block_run){.d = t->d,
+                              .c = &t->c,
+                              .rope = &w->rope,
+                              .t = t->n_rows,
+                              .pos = t->pos,
+                              .n_seqs = t->n_seqs,
+                              .seqs = t->seqs,
+                              .cache = kv_layer(t->kv, 0),
+                              .n_spans = t->n_spans,
+                              .span_end = t->span_end,
+                              .dtype = w->dtype,
+                              .keep = true,
+                              .want_output = true};
+}
+
+static float *layer_saved(const struct train *t, int32_t layer)
+{
+    return t->saved + (t->recompute ? 0 : layer * t->saved_floats);
+}
+
+static float *layer_input(const struct train *t, int32_t layer)
+{
+    return t->inputs + (int64_t)layer * t->max_tokens * t->c.hidden;
+}
+
+void train_forward(struct train *t, const struct weights *w, const struct batch *b)
+{
+    assert(w->dtype == t->dtype);
+    batch_copy(t, b);
+    t->stage = TRAIN_FORWARD;
+    t->head.n = 0;
+    t->head.in_buffer = -1;
+    if (t->n_rows == 0)
+        return;
+    struct block_run r = run_of(t, w);
+    embedding_forward(w, t->n_rows, t->ids, t->x);
+    for (int32_t i = 0; i < t->c.n_layers; i++) {
+        if (t->recompute)
+            array_copy(layer_input(t, i), t->x, t->n_rows * t->c.hidden);
+        layer_forward(&r, &w->layers[i], t->x, layer_saved(t, i), t->scratch);
+    }
+    final_norm_forward(w, t->n_rows, t->x, t->hidden);
+}
+
+// ---- backward -------------------------------------------------------------------------------------------------
+
+static void layer_backward(struct train *t, const struct weights *w, int32_t layer, float *dx, float *grads)
+{
+    const struct layer *y = &w->layers[layer];
+    struct block_run r = run_of(t, w);
+    float *saved = layer_saved(t, layer);
+    if (t->recompute) {
+        r.want_output = false;
+        layer_forward(&r, y, layer_input(t, layer), saved, t->scratch);
+    }
+    saved += layer_saved_floats(y, &t->c, t->n_rows);
+    for (int32_t i = y->n_blocks - 1; i >= 0; i--) {
+        saved -= y->blocks[i]->saved(&t->c, t->n_rows);
+        y->blocks[i]->backward(&r, y->weights[i], saved, t->scratch, dx, grads);
+    }
+}
+
+void train_backward(struct train *t, const struct weights *w, const float *dlogprob, const float *dentropy,
+                    float *grads)
+{
+    assert(t->stage == TRAIN_LOGPROBS && w->train && w->dtype == t->dtype);
+    t->stage = TRAIN_IDLE;
+    if (t->n_rows == 0 || t->head.n == 0)
+        return;
+    int64_t C = t->c.hidden;
+    train_head_backward(t, w, dlogprob, dentropy, grads);
+    float *dx = t->hidden;
+    t->d->k->rmsnorm_grad(t->d, t->n_rows, C, t->x, C, w->final_norm, t->c.rms_eps, t->dhidden, C, false, dx,
+                          C, grads + w->final_norm_param->offset);
+    for (int32_t i = (int32_t)t->c.n_layers - 1; i >= 0; i--)
+        layer_backward(t, w, i, dx, grads);
+    embedding_backward(w, t->n_rows, t->ids, dx, grads);
+}
