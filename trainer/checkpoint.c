@@ -310,6 +310,17 @@ enum status checkpoint_read(struct trainer *t, const char *dir, const char *expe
     return rc;
 }
 
+enum status checkpoint_verify_model(const char *dir, struct error *err)
+{
+    char path[RUNCONFIG_PATH];
+    struct state s = {0};
+    enum status rc = file_join(path, sizeof path, dir, "state.json", err);
+    if (rc || !file_exists(path))
+        return rc;
+    rc = state_read(dir, NULL, &s, err);
+    return rc ? rc : check_file(dir, "model.safetensors", s.model_hash, err);
+}
+
 // ---- pruning ----------------------------------------------------------------------------------------------------------------
 
 enum status checkpoint_remove(const char *run_dir, const char *path, struct error *err)

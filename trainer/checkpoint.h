@@ -20,6 +20,8 @@ enum status checkpoint_write(const struct trainer *t, const char *dir, const cha
 // refused and the trainer keeps what it has.
 enum status checkpoint_read(struct trainer *t, const char *dir, const char *expect_hash,
                             struct error *err) OOZE_MUST_USE;
+// A folder with a state.json: is its model.safetensors the one that state.json names? A folder without one passes.
+enum status checkpoint_verify_model(const char *dir, struct error *err) OOZE_MUST_USE;
 // Removes run_dir/checkpoints/step-N trees; any other path is refused (STATUS_REFUSED), a missing one is fine.
 enum status checkpoint_remove(const char *run_dir, const char *path, struct error *err) OOZE_MUST_USE;
 // Unfinished temporaries under run_dir/checkpoints, left by a killed trainer.
