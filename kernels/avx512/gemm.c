@@ -1,4 +1,4 @@
-// Matrix products: lanes/gemm_tmpl.c on AVX512.
+// Matrix products: lanes/gemm_tmpl.c on AVX-512.
 #include "kernels/avx512/avx512.h"
 #include "kernels/avx512/lanes.h"
 

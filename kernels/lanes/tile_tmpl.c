@@ -89,14 +89,16 @@ ALWAYS void tile_memory(const int rows, const enum dtype t, const bool partial, 
         }
 }
 
+// Every height by name, whole and with masked columns.
 #define TILE_DEFINE(rows, name, t)                                                                           \
     static void tile_##name##_##rows(int64_t n_k, const struct operands *o, int64_t n_cols, float *c,        \
                                      int64_t ldc, bool fresh)                                                \
     {                                                                                                        \
         tile_memory(rows, t, false, n_k, o, n_cols, c, ldc, fresh);                                          \
-    }                                                                                                        \
-    static void tile_##name##_part_##rows(int64_t n_k, const struct operands *o, int64_t n_cols, float *c,   \
-                                          int64_t ldc, bool fresh)                                           \
+    }
+#define TILE_DEFINE_PART(rows, name, t)                                                                      \
+    static void part_##name##_##rows(int64_t n_k, const struct operands *o, int64_t n_cols, float *c,        \
+                                     int64_t ldc, bool fresh)                                                \
     {                                                                                                        \
         tile_memory(rows, t, true, n_k, o, n_cols, c, ldc, fresh);                                           \
     }
@@ -105,11 +107,13 @@ ALWAYS void tile_memory(const int rows, const enum dtype t, const bool partial, 
 #define TILE_EACH(X, ...)                                                                                    \
     X(1, __VA_ARGS__)                                                                                        \
     X(2, __VA_ARGS__)                                                                                        \
-    X(3, __VA_ARGS__) X(4, __VA_ARGS__) X(5, __VA_ARGS__) X(6, __VA_ARGS__) X(7, __VA_ARGS__)                \
-        X(8, __VA_ARGS__) X(9, __VA_ARGS__) X(10, __VA_ARGS__) X(11, __VA_ARGS__) X(12, __VA_ARGS__)
+    X(3, __VA_ARGS__)                                                                                        \
+    X(4, __VA_ARGS__) X(5, __VA_ARGS__) X(6, __VA_ARGS__) X(7, __VA_ARGS__) X(8, __VA_ARGS__)                \
+        X(9, __VA_ARGS__) X(10, __VA_ARGS__) X(11, __VA_ARGS__) X(12, __VA_ARGS__)
 #else
 #define TILE_EACH(X, ...)                                                                                    \
     X(1, __VA_ARGS__)                                                                                        \
     X(2, __VA_ARGS__) X(3, __VA_ARGS__) X(4, __VA_ARGS__) X(5, __VA_ARGS__) X(6, __VA_ARGS__)
 #endif
-#define TILE_NAME(rows, name) tile_##name##_##rows,
+#define TILE_NAME(rows, name)      tile_##name##_##rows,
+#define TILE_NAME_PART(rows, name) part_##name##_##rows,

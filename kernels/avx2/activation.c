@@ -1,0 +1,5 @@
+// Embedding, rope, SwiGLU: lanes/activation_tmpl.c on AVX2.
+#include "kernels/avx2/avx2.h"
+#include "kernels/avx2/lanes.h"
+
+#include "kernels/lanes/activation_tmpl.c"

@@ -1,0 +1,5 @@
+// Attention and the key/value cache: lanes/attention_tmpl.c on AVX2.
+#include "kernels/avx2/avx2.h"
+#include "kernels/avx2/lanes.h"
+
+#include "kernels/lanes/attention_tmpl.c"

@@ -1,0 +1,5 @@
+// Soft-max over the vocabulary: lanes/vocab_tmpl.c on AVX2.
+#include "kernels/avx2/avx2.h"
+#include "kernels/avx2/lanes.h"
+
+#include "kernels/lanes/vocab_tmpl.c"

@@ -1,0 +1,5 @@
+// Attention and the key/value cache: lanes/attention_tmpl.c on AVX-512.
+#include "kernels/avx512/avx512.h"
+#include "kernels/avx512/lanes.h"
+
+#include "kernels/lanes/attention_tmpl.c"

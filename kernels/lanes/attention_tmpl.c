@@ -1,0 +1,262 @@
+// Template: causal attention over paged keys and values. A tile is up to TILE_ROWS rows (query, head) of one sequence that share a
+// key/value head; it walks the key blocks together, each row with its own soft-max state, in the order of ref/attention.c.
+#include <assert.h>
+#include <math.h>
+
+#include "kernels/fmath.h"
+#include "kernels/lanes/tile_tmpl.c"
+
+TILE_EACH(TILE_DEFINE, f32, DT_F32)
+TILE_EACH(TILE_DEFINE, bf16, DT_BF16)
+TILE_EACH(TILE_DEFINE_PART, f32, DT_F32)
+TILE_EACH(TILE_DEFINE_PART, bf16, DT_BF16)
+
+static tile_fn *const FULL[2][TILE_ROWS] = {{TILE_EACH(TILE_NAME, f32)}, {TILE_EACH(TILE_NAME, bf16)}};
+static tile_fn *const PART[2][TILE_ROWS] = {{TILE_EACH(TILE_NAME_PART, f32)},
+                                            {TILE_EACH(TILE_NAME_PART, bf16)}};
+
+#define TILE_WIDTH (16 * TILE_COLS)
+
+struct attention {
+    struct device *d;
+    const struct attn_cache *c;
+    int n_heads, group; // group: query heads a key/value head
+    float scale;
+    int n_seqs;
+    const struct attn_seq *seqs;
+    const int64_t
+        *first; // [n_seqs + 1] first unit of each sequence; a unit is (key/value head, tile of rows)
+    const float *q;
+    int64_t ldq;
+    float *out;
+    int64_t ldo;
+    float *lse;
+};
+
+// Rows of one tile and their state. dim_pad: D rounded up to TILE_WIDTH, the stride of q, t and o.
+struct rows {
+    int n;
+    int64_t row[TILE_ROWS], pos[TILE_ROWS]; // row of q, position; positions ascend
+    int head[TILE_ROWS];
+    float m[TILE_ROWS], l[TILE_ROWS], shrink[TILE_ROWS];
+    int64_t dim_pad;
+    float *q, *s, *t, *o; // [n, dim_pad], [n, ATTN_BLOCK], [n, dim_pad], [n, dim_pad]
+};
+
+// c[rows, n_cols] = (fresh ? 0 : c) + a b, for any width.
+static void product(enum dtype t, int rows, int64_t n_k, const float *a, int64_t a_row, const void *b,
+                    int64_t b_k, int64_t n_cols, float *c, int64_t ldc, bool fresh)
+{
+    struct operands o = {.a = a, .a_row = a_row, .a_k = 1, .b_k = b_k, .b_pair = 32};
+    for (int64_t j = 0; j < n_cols; j += TILE_WIDTH) {
+        o.b = (const char *)b + j * (int64_t)dtype_bytes(t);
+        if (n_cols - j >= TILE_WIDTH)
+            FULL[t][rows - 1](n_k, &o, -1, c + j, ldc, fresh);
+        else
+            PART[t][rows - 1](n_k, &o, n_cols - j, c + j, ldc, fresh);
+    }
+}
+
+static int visible(const struct rows *r, int i, int64_t block)
+{
+    return (int)min_i64(ATTN_BLOCK, r->pos[i] + 1 - block * ATTN_BLOCK);
+}
+
+// Scores of row i → its probabilities in place, and the state's update.
+static void softmax_step(struct rows *r, int i, int n_keys, float scale)
+{
+    float *s = r->s + i * ATTN_BLOCK;
+    v16 low = v_set(-INFINITY), sc = v_set(scale);
+    v16 a = v_mul(v_load(s), sc), b = v_mul(v_load(s + 16), sc);
+    if (n_keys < ATTN_BLOCK) {
+        a = v_first_n(a, low, n_keys);
+        b = v_first_n(b, low, max_i64(0, n_keys - 16));
+    }
+    float fold = v_fold_max(v_max(a, b));
+    float m = r->m[i] > fold ? r->m[i] : fold;
+    a = v_exp(v_sub(a, v_set(m)));
+    b = v_exp(v_sub(b, v_set(m)));
+    if (n_keys < ATTN_BLOCK) {
+        a = v_first_n(a, v_zero(), n_keys);
+        b = v_first_n(b, v_zero(), max_i64(0, n_keys - 16));
+    }
+    v_store(s, a);
+    v_store(s + 16, b);
+    // one lane of the vector form: the bits of fmath_exp without the call
+    v16 shrink = v_exp(v_set(r->m[i] - m));
+    float lanes[16];
+    v_store(lanes, shrink);
+    r->shrink[i] = lanes[0];
+    r->l[i] = fmaf(r->l[i], r->shrink[i], v_fold(v_add(a, b)));
+    r->m[i] = m;
+}
+
+static void tile_block(const struct attention *a, const struct attn_seq *s, int64_t g, struct rows *r,
+                       int64_t block)
+{
+    const struct attn_cache *c = a->c;
+    int64_t dim = c->head_dim, slot = block * ATTN_BLOCK % c->page_tokens,
+            size = (int64_t)dtype_bytes(c->dtype);
+    int64_t at =
+        ((int64_t)s->pages[block * ATTN_BLOCK / c->page_tokens] * c->n_kv + g) * dim * c->page_tokens;
+    const char *k = (const char *)c->k + (at + slot) * size,
+               *v = (const char *)c->v + (at + slot * dim) * size;
+    int i0 = 0; // rows before it lie wholly before the block
+    while (visible(r, i0, block) <= 0)
+        i0++;
+    int n = r->n - i0;
+    product(c->dtype, n, dim, r->q + i0 * r->dim_pad, r->dim_pad, k, c->page_tokens, ATTN_BLOCK,
+            r->s + i0 * ATTN_BLOCK, ATTN_BLOCK, true);
+    for (int i = i0; i < r->n; i++)
+        softmax_step(r, i, visible(r, i, block), a->scale);
+    // Keys that every row sees go together; what later rows see beyond them continues each row's chain.
+    int common = visible(r, i0, block);
+    product(c->dtype, n, common, r->s + i0 * ATTN_BLOCK, ATTN_BLOCK, v, dim, dim, r->t + i0 * r->dim_pad,
+            r->dim_pad, true);
+    for (int i = i0; i < r->n; i++) {
+        int more = visible(r, i, block) - common;
+        if (more > 0)
+            product(c->dtype, 1, more, r->s + i * ATTN_BLOCK + common, ATTN_BLOCK, v + common * dim * size,
+                    dim, dim, r->t + i * r->dim_pad, r->dim_pad, false);
+        v16 shrink = v_set(r->shrink[i]);
+        for (int64_t j = 0; j < r->dim_pad; j += 16) {
+            float *o = r->o + i * r->dim_pad + j;
+            v_store(o, v_fma(v_load(o), shrink, v_load(r->t + i * r->dim_pad + j)));
+        }
+    }
+}
+
+static void tile_rows(const struct attention *a, const struct attn_seq *s, int64_t g, int64_t tile,
+                      float *scratch)
+{
+    int64_t total = (int64_t)s->n_rows * a->group, first = tile * TILE_ROWS, dim = a->c->head_dim;
+    struct rows r = {.n = (int)min_i64(TILE_ROWS, total - first),
+                     .dim_pad = ceil_div(dim, TILE_WIDTH) * TILE_WIDTH};
+    r.q = scratch;
+    r.t = r.q + TILE_ROWS * r.dim_pad;
+    r.o = r.t + TILE_ROWS * r.dim_pad;
+    r.s = r.o + TILE_ROWS * r.dim_pad;
+    for (int i = 0; i < r.n; i++) {
+        r.row[i] = s->row0 + (first + i) / a->group;
+        r.pos[i] = s->pos0 + (first + i) / a->group;
+        r.head[i] = (int)(g * a->group + (first + i) % a->group);
+        r.m[i] = -INFINITY;
+        for (int64_t j = 0; j < dim; j += 16)
+            v_store(r.q + i * r.dim_pad + j,
+                    v_load_n(a->q + r.row[i] * a->ldq + r.head[i] * dim + j, min_i64(16, dim - j)));
+        for (int64_t j = 0; j < r.dim_pad; j += 16) {
+            v_store(r.t + i * r.dim_pad + j, v_zero()); // the padding stays zero
+            v_store(r.o + i * r.dim_pad + j, v_zero());
+        }
+    }
+    for (int64_t b = 0; b * ATTN_BLOCK <= r.pos[r.n - 1]; b++)
+        tile_block(a, s, g, &r, b);
+    for (int i = 0; i < r.n; i++) {
+        v16 l = v_set(r.l[i]);
+        for (int64_t j = 0; j < dim; j += 16)
+            v_store_n(a->out + r.row[i] * a->ldo + r.head[i] * dim + j,
+                      v_div(v_load(r.o + i * r.dim_pad + j), l), min_i64(16, dim - j));
+        if (a->lse)
+            a->lse[r.row[i] * a->n_heads + r.head[i]] = r.m[i] + fmath_log(r.l[i]);
+    }
+}
+
+static void attention_units(void *ctx, int64_t begin, int64_t end, int thread)
+{
+    const struct attention *a = ctx;
+    int64_t dim_pad = ceil_div(a->c->head_dim, TILE_WIDTH) * TILE_WIDTH;
+    float *scratch =
+        scratch_get(a->d, thread, (size_t)(TILE_ROWS * (3 * dim_pad + ATTN_BLOCK)) * sizeof *scratch);
+    int s = 0;
+    for (int64_t u = begin; u < end; u++) {
+        while (a->first[s + 1] <= u)
+            s++;
+        int64_t tiles = ceil_div((int64_t)a->seqs[s].n_rows * a->group, TILE_ROWS), i = u - a->first[s];
+        tile_rows(a, &a->seqs[s], i / tiles, i % tiles, scratch);
+    }
+}
+
+void LANES(attention)(struct device *d, const struct attn_cache *c, int n_heads, float scale, int n_seqs,
+                      const struct attn_seq *seqs, const float *q, int64_t ldq, float *out, int64_t ldo,
+                      float *lse)
+{
+    assert(c->dtype == DT_F32 || c->dtype == DT_BF16);
+    assert(c->page_tokens > 0 && c->page_tokens % ATTN_BLOCK == 0 && c->n_kv > 0 && n_heads % c->n_kv == 0);
+    int64_t *first = scratch_shared(d, (size_t)(n_seqs + 1) * sizeof *first);
+    struct attention a = {d,   c,   n_heads, n_heads / c->n_kv, scale, n_seqs, seqs, first, q, ldq,
+                          out, ldo, lse};
+    double pairs = 0; // (row, key) pairs of one head
+    first[0] = 0;
+    for (int i = 0; i < n_seqs; i++) {
+        first[i + 1] = first[i] + c->n_kv * ceil_div((int64_t)seqs[i].n_rows * a.group, TILE_ROWS);
+        pairs += (double)seqs[i].n_rows * (seqs[i].pos0 + 0.5 * seqs[i].n_rows + 16);
+    }
+    int64_t units = first[n_seqs];
+    if (units)
+        split_run(d, units, 1, pairs * n_heads * (0.03 * c->head_dim + 1) / (double)units, attention_units,
+                  &a);
+}
+
+// ---- keys and values into their pages ------------------------------------------------------------------------------
+
+struct kv_write {
+    const struct attn_cache *c;
+    const struct attn_seq *seqs;
+    const float *k, *v;
+    int64_t ldk, ldv;
+};
+
+static void cache_store(const struct attn_cache *c, void *base, int64_t i, v16 a, int64_t n)
+{
+    if (c->dtype == DT_F32)
+        v_store_n((float *)base + i, a, n);
+    else
+        v_store_bf16_n((uint16_t *)base + i, a, n);
+}
+
+// Up to 16 positions of one page from `pos` on: keys are transposed in registers.
+static void write_run(const struct kv_write *w, const struct attn_seq *s, int64_t g, int64_t pos, int64_t n)
+{
+    const struct attn_cache *c = w->c;
+    int64_t dim = c->head_dim, row = s->row0 + pos - s->pos0, slot = pos % c->page_tokens;
+    int64_t at = ((int64_t)s->pages[pos / c->page_tokens] * c->n_kv + g) * dim * c->page_tokens;
+    for (int64_t j = 0; j < dim; j += 16) {
+        int64_t cols = min_i64(16, dim - j);
+        v16 k[16];
+        for (int64_t i = 0; i < 16; i++) {
+            k[i] = i < n ? v_load_n(w->k + (row + i) * w->ldk + g * dim + j, cols) : v_zero();
+            if (i < n)
+                cache_store(c, c->v, at + (slot + i) * dim + j,
+                            v_load_n(w->v + (row + i) * w->ldv + g * dim + j, cols), cols);
+        }
+        v_transpose(k);
+        for (int64_t i = 0; i < cols; i++)
+            cache_store(c, c->k, at + (j + i) * c->page_tokens + slot, k[i], n);
+    }
+}
+
+static void kv_units(void *ctx, int64_t begin, int64_t end, int thread)
+{
+    (void)thread;
+    const struct kv_write *w = ctx;
+    for (int64_t u = begin; u < end; u++) {
+        const struct attn_seq *s = &w->seqs[u / w->c->n_kv];
+        for (int64_t pos = s->pos0, stop = pos + s->n_rows, n; pos < stop; pos += n) {
+            n = min_i64(min_i64(16, stop - pos), w->c->page_tokens - pos % w->c->page_tokens);
+            write_run(w, s, u % w->c->n_kv, pos, n);
+        }
+    }
+}
+
+void LANES(kv_write)(struct device *d, const struct attn_cache *c, int n_seqs, const struct attn_seq *seqs,
+                     const float *k, int64_t ldk, const float *v, int64_t ldv)
+{
+    assert(c->dtype == DT_F32 || c->dtype == DT_BF16);
+    assert(c->page_tokens > 0 && c->page_tokens % ATTN_BLOCK == 0);
+    struct kv_write w = {c, seqs, k, v, ldk, ldv};
+    int64_t rows = 0, units = (int64_t)n_seqs * c->n_kv;
+    for (int i = 0; i < n_seqs; i++)
+        rows += seqs[i].n_rows;
+    if (units)
+        split_run(d, units, 1, (double)rows / n_seqs * c->head_dim * 0.8, kv_units, &w);
+}
