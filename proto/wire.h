@@ -29,6 +29,7 @@ struct wire_curve {         // NULL = no CURVE (ipc only; tcp without CURVE is r
     const char *allow_file; // ROUTER: file of client public keys, one a line
 };
 
+// Endpoints are "ipc:///PATH" (or just "/PATH", as run_socket gives it) and "tcp://HOST:PORT"; CURVE is used on tcp only.
 // ROUTER bound to endpoint ("ipc:///…", "tcp://127.0.0.1:*"). The bound address is readable by wire_address.
 enum status wire_bind(const char *endpoint, const struct wire_curve *curve, struct wire **ret,
                       struct error *err) OOZE_MUST_USE;
