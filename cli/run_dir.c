@@ -1,0 +1,133 @@
+// A run directory: see run_dir.h. Everything is written before config.yaml, whose presence makes the directory a run.
+#include "cli/run_dir.h"
+
+#include <errno.h>
+#include <limits.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/random.h>
+
+#include "base/buf.h"
+#include "base/file.h"
+#include "base/mem.h"
+#include "text/tokenizer.h"
+
+enum status run_dir_real(const char *path, char ret_real[RUNCONFIG_PATH], struct error *err)
+{
+    char *real = realpath(path, NULL);
+    if (!real)
+        return error_errno(err, errno, "run directory %s", path);
+    enum status rc = STATUS_OK;
+    if (snprintf(ret_real, RUNCONFIG_PATH, "%s", real) >= RUNCONFIG_PATH)
+        rc = error_set(err, STATUS_LIMIT, "path too long: %.100s…", real);
+    free(real);
+    return rc;
+}
+
+static enum status write_secret(const char *dir, const char *name, struct error *err)
+{
+    unsigned char bits[16];
+    char path[RUNCONFIG_PATH + 64], text[40];
+    enum status rc = file_join(path, sizeof path, dir, name, err);
+    if (rc)
+        return rc;
+    if (getrandom(bits, sizeof bits, 0) != (ssize_t)sizeof bits)
+        return error_errno(err, errno, "random bits");
+    for (size_t i = 0; i < sizeof bits; i++)
+        snprintf(text + 2 * i, 3, "%02x", bits[i]);
+    text[32] = '\n';
+    return file_write_atomic(path, text, 33, 0600, err);
+}
+
+static enum status copy_file(const char *from_dir, const char *to_dir, const char *name, struct error *err)
+{
+    char from[RUNCONFIG_PATH + 64], to[RUNCONFIG_PATH + 64], *data;
+    size_t n;
+    enum status rc;
+    if ((rc = file_join(from, sizeof from, from_dir, name, err)) ||
+        (rc = file_join(to, sizeof to, to_dir, name, err)))
+        return rc;
+    if (!file_exists(from))
+        return STATUS_OK;
+    if ((rc = file_read(from, (size_t)256 << 20, &data, &n, err)))
+        return rc;
+    rc = file_write_atomic(to, data, n, 0600, err);
+    free(data);
+    return rc;
+}
+
+// RUN/tokenizer: the byte tokenizer with its specials, or the files of the model folder.
+static enum status write_tokenizer(const struct run_config *c, const char *dir, struct error *err)
+{
+    static const char *const files[] = {"tokenizer.json",
+                                        "tokenizer_config.json",
+                                        "special_tokens_map.json",
+                                        "chat_template.jinja",
+                                        "generation_config.json",
+                                        "vocab.json",
+                                        "merges.txt",
+                                        "config.json"};
+    enum status rc;
+    struct tokenizer *t;
+    if (strcmp(c->model.tokenizer, "bytes") == 0) {
+        const char *specials[RUNCONFIG_SPECIALS];
+        for (int64_t i = 0; i < c->model.n_specials; i++)
+            specials[i] = c->model.specials[i];
+        size_t n = (size_t)c->model.n_specials;
+        rc = tokenizer_open_bytes(n ? specials : tokenizer_tiny_specials, n ? n : tokenizer_n_tiny_specials,
+                                  &t, err);
+        if (rc)
+            return error_prefix(err, "model.specials");
+        rc = tokenizer_save(t, dir, err);
+        tokenizer_close(t);
+        return rc;
+    }
+    const char *from = c->model.tokenizer[0] ? c->model.tokenizer : c->model.path;
+    if (!from[0])
+        return error_set(
+            err, STATUS_INVALID,
+            "model.tokenizer is not given: a model without model.path needs a tokenizer folder or \"bytes\"");
+    if ((rc =
+             tokenizer_open(from, &t, err))) // refuse a tokenizer we cannot read now, not in the orchestrator
+        return rc;
+    tokenizer_close(t);
+    for (size_t i = 0; i < sizeof files / sizeof files[0]; i++)
+        if ((rc = copy_file(from, dir, files[i], err)))
+            return rc;
+    return STATUS_OK;
+}
+
+enum status run_dir_create(const struct run_config *c, char ret_real[RUNCONFIG_PATH], struct error *err)
+{
+    static const char *const folders[] = {"tokenizer", "tasks", "checkpoints", "weights", "logs"};
+    char path[RUNCONFIG_PATH + 64];
+    enum status rc = file_mkdirs(c->run_dir, 0700, err);
+    if (rc || (rc = run_dir_real(c->run_dir, ret_real, err)) ||
+        (rc = file_join(path, sizeof path, ret_real, "config.yaml", err)))
+        return rc;
+    if (file_exists(path))
+        return error_set(err, STATUS_EXISTS,
+                         "%s already holds a run: `ooze resume %s` goes on with it, another run needs "
+                         "another name or run_dir",
+                         c->run_dir, c->run_dir);
+    for (size_t i = 0; i < sizeof folders / sizeof folders[0]; i++) {
+        if ((rc = file_join(path, sizeof path, ret_real, folders[i], err)) ||
+            (rc = file_mkdirs(path, 0700, err)))
+            return rc;
+        if (i == 0 && (rc = write_tokenizer(c, path, err)))
+            return rc;
+    }
+    if ((rc = write_secret(ret_real, "id", err)) || (rc = write_secret(ret_real, "token", err)) ||
+        (rc = file_join(path, sizeof path, ret_real, "config.yaml", err)))
+        return rc;
+    struct buf yaml = {0};
+    struct run_config *copy = mem_must(1, sizeof *copy);
+    *copy = *c;
+    snprintf(copy->run_dir, sizeof copy->run_dir, "%s", ret_real);
+    runconfig_print(copy, &yaml);
+    rc = file_write_atomic(path, yaml.data, yaml.len, 0600, err);
+    buf_done(&yaml);
+    free(copy);
+    return rc;
+}

@@ -1,0 +1,22 @@
+// A run directory: making one and finding one.
+//   id          128 random bits, hex: who belongs to this run
+//   token       bearer token of its HTTP sides, 0600
+//   config.yaml the resolved configuration
+//   tokenizer/  the tokenizer and chat template that every process and every checkpoint of the run uses
+//   lock        held by the supervisor        tasks/      port files of the task services
+//   ledger.sqlite, metrics.jsonl, checkpoints/, weights/, logs/
+#ifndef CLI_RUN_DIR_H
+#define CLI_RUN_DIR_H
+
+#include "base/runconfig.h"
+#include "base/status.h"
+
+// Makes c->run_dir (0700). A directory that already holds a run is refused: STATUS_EXISTS says how to go on with it.
+enum status run_dir_create(const struct run_config *c, char ret_real[RUNCONFIG_PATH],
+                           struct error *err) OOZE_MUST_USE;
+enum status run_dir_real(const char *path, char ret_real[RUNCONFIG_PATH], struct error *err) OOZE_MUST_USE;
+
+// Supervises a run to its end and says how it ended; exit code.
+int run_supervised(const char *command, const char *run_dir, const struct run_config *c, bool quiet);
+
+#endif
