@@ -31,6 +31,7 @@ struct http_server {
     struct http_server_config config; // strings owned
     bool loopback;
     bool fds_reserved;
+    bool resumed; // a connection since the last MHD_run began
     int port;
     struct loop *loop;
     struct MHD_Daemon *daemon;

@@ -264,6 +264,7 @@ void http_request_resume(struct http_request *r)
 {
     if (r->suspended) {
         r->suspended = false;
+        r->server->resumed = true;
         MHD_resume_connection(r->mhd);
         loop_timer_set(r->server->run_timer, 0, 0);
     }

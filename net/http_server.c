@@ -164,11 +164,14 @@ static void run_daemon(struct http_server *s)
     bool full;
     do { // a full MHD stops listening, and looks whether it may go on only at the start of a run
         full = s->n_conns >= s->config.max_connections;
+        s->resumed = false;
         MHD_run(s->daemon);
         full = full || s->n_conns >= s->config.max_connections;
     } while (full && s->n_conns < s->config.max_connections);
     MHD_UNSIGNED_LONG_LONG timeout;
-    if (MHD_get_timeout(s->daemon, &timeout) == MHD_YES) {
+    if (s->resumed) { // by a handler during the run, whose end MHD does not look at that
+        loop_timer_set(s->run_timer, 0, 0);
+    } else if (MHD_get_timeout(s->daemon, &timeout) == MHD_YES) {
         loop_timer_set(s->run_timer, (int64_t)timeout, 0);
     } else {
         loop_timer_stop(s->run_timer);

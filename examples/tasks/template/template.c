@@ -1,9 +1,8 @@
 // The smallest ooze-task/1 service (docs/protocols.md) in C: copy it, change prompt() and the grading. Built as task-template.
+#include "net/service.h"
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-
-#include "net/service.h"
 
 #define TRAIN 100000 // prompts of each split
 #define EVAL  1000
@@ -25,16 +24,9 @@ static void reply(struct http_request *r, json_t *j)
 static void on_task(void *ctx, struct http_request *r)
 {
     (void)ctx;
-    reply(r,
-          json_pack("{s:s, s:s, s:s, s:s, s:{s:i, s:i}, s:i, s:[], s:{s:i, s:i}}", "protocol", "ooze-task/1",
-                    "name", "template", "mode", "env", "description", "Adds two numbers.", "splits", "train",
-                    TRAIN, "eval", EVAL, "max_turns", 1, "tools", "reward", "min", 0, "max", 1));
-}
-
-static void on_health(void *ctx, struct http_request *r)
-{
-    (void)ctx;
-    reply(r, json_pack("{s:s}", "status", "healthy"));
+    reply(r, json_pack("{s:s, s:s, s:s, s:s, s:{s:i, s:i}, s:i, s:{s:i, s:i}}", "status", "healthy",
+                       "protocol", "ooze-task/1", "name", "template", "mode", "env", "splits", "train", TRAIN,
+                       "eval", EVAL, "max_turns", 1, "reward", "min", 0, "max", 1));
 }
 
 static void on_create(void *ctx, struct http_request *r)
@@ -48,8 +40,7 @@ static void on_create(void *ctx, struct http_request *r)
     bool eval = split && !strcmp(split, "eval");
     long index = (long)json_integer_value(json_object_get(body, "index"));
     prompt(eval, index, text, sizeof text);
-    snprintf(id, sizeof id, "%s-%ld", eval ? "eval" : "train",
-             index); // the id is the whole state: a restart loses nothing
+    snprintf(id, sizeof id, "%s-%ld", eval ? "eval" : "train", index); // the whole state: restart at will
     json_decref(body);
     reply(r,
           json_pack("{s:s, s:[{s:s, s:s}]}", "episode_id", id, "messages", "role", "user", "content", text));
@@ -80,10 +71,9 @@ int main(int argc, char **argv)
 {
     static const struct http_route routes[] = {
         {"GET", "/task", on_task},
-        {"GET", "/health", on_health},
+        {"GET", "/health", on_task}, // being able to describe itself is its health
         {"POST", "/episodes", on_create},
         {"POST", "/episodes/{id}/step", on_step},
-        {"DELETE", "/episodes/{id}", on_delete},
-    };
-    return service_main(argc, argv, "template", routes, 5, NULL);
+        {"DELETE", "/episodes/{id}", on_delete}};
+    return service_main(argc, argv, "template", routes, sizeof routes / sizeof *routes, NULL);
 }
