@@ -1,0 +1,422 @@
+// trainer/step.h: one step from state and prepared step to new state.
+#include <math.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdio.h>
+#include <string.h>
+// cmocka wants the four above first
+#include <cmocka.h>
+
+#include "tests/unit/trainer/tiny.h"
+#include "trainer/aggregate.h"
+
+static struct trainer *open_trainer(const struct run_config *c)
+{
+    struct trainer *t = NULL;
+    struct error err = {0};
+    if (trainer_open(c, "", &t, &err) || trainer_restart(t, &err))
+        fail_msg("%s", err.text);
+    return t;
+}
+
+static struct step_result *run_step(struct trainer *t, const struct msg_prepare *m)
+{
+    static struct step_result r;
+    struct error err = {0};
+    if (trainer_step(t, m, &r, &err))
+        fail_msg("%s", err.text);
+    return &r;
+}
+
+static float *copy_floats(const float *p, int64_t n)
+{
+    float *q = mem_must((size_t)n, sizeof *q);
+    memcpy(q, p, (size_t)n * sizeof *q);
+    return q;
+}
+
+static bool same_floats(const float *a, const float *b, int64_t n)
+{
+    return memcmp(a, b, (size_t)n * sizeof *a) == 0;
+}
+
+// The same batch as 1, 2 and 5 micro-batches: gradients equal to 1e-6, for every loss and aggregation.
+static void test_micro_batches_agree(void **state)
+{
+    (void)state;
+    struct run_config *c = tiny_config();
+    struct tiny_step s;
+    tiny_step_init(&s, 10, 21, 2, 3); // 20 rows each
+    for (int i = 0; i < 24; i++) {
+        const int64_t budgets[] = {200, 100, 40};
+        float *first = NULL;
+        double first_loss = 0;
+        c->stages[0].loss = i / 6;
+        c->stages[0].aggregation = RUN_AGG_TOKEN_MEAN + i % 3;
+        c->stages[0].denominator = i / 3 % 2 ? RUN_DENOM_KEPT : RUN_DENOM_ALL;
+        c->stages[0].entropy_coef = i % 2 ? 0.01 : 0;
+        for (int b = 0; b < 3; b++) {
+            struct error err = {0};
+            double loss;
+            c->trainer.micro_batch_tokens = budgets[b];
+            struct trainer *t = open_trainer(c);
+            if (trainer_gradient(t, &s.msg, 0, &loss, &err))
+                fail_msg("%s", err.text);
+            if (!first) {
+                first = copy_floats(t->grads, t->layout.total);
+                first_loss = loss;
+            }
+            assert_true(tiny_distance(t->grads, first, t->layout.total) <= 1e-6);
+            assert_true(fabs(loss - first_loss) <= 1e-6 * fabs(first_loss));
+            struct step_result *r = run_step(t, &s.msg);
+            assert_int_equal(r->outcome, STEP_APPLIED);
+            assert_int_equal((int)tiny_metric(r, "train/micro_batches"), b == 0 ? 1 : b == 1 ? 2 : 5);
+            trainer_close(t);
+        }
+        free(first);
+    }
+    tiny_step_done(&s);
+    free(c);
+}
+
+// d loss / d weights by central differences along a random direction (f32 forward, so a loose bound; the exact derivative of the
+// model and of each loss have oracles of their own).
+static void test_gradient_by_differences(void **state)
+{
+    (void)state;
+    struct run_config *c = tiny_config();
+    struct tiny_step s;
+    struct error err = {0};
+    tiny_step_init(&s, 6, 0, 2, 5);
+    c->stages[0].loss = RUN_LOSS_SFT; // the weight of a token does not depend on the weights of the model
+    c->stages[0].entropy_coef = 0.1;
+    struct trainer *t = open_trainer(c);
+    double base, up, down, dot = 0, h = 2e-3;
+    assert_int_equal(trainer_gradient(t, &s.msg, 0, &base, &err), STATUS_OK);
+    float *g = copy_floats(t->grads, t->layout.total), *p = copy_floats(t->master, t->layout.total);
+    double norm = optimizer_grad_norm(t->device, &t->layout, g);
+    for (int side = 0; side < 2; side++) {
+        for (int64_t i = 0; i < t->layout.total; i++)
+            t->master[i] = p[i] + (float)((side ? -h : h) * (double)g[i] / norm);
+        trainer_sync_weights(t);
+        assert_int_equal(trainer_gradient(t, &s.msg, 0, side ? &down : &up, &err), STATUS_OK);
+    }
+    dot = (up - down) / (2 * h);
+    assert_true(fabs(dot - norm) <= 2e-3 * norm);
+    free(g);
+    free(p);
+    trainer_close(t);
+    tiny_step_done(&s);
+    free(c);
+}
+
+static void test_learns_and_is_deterministic(void **state)
+{
+    (void)state;
+    struct run_config *c = tiny_config();
+    struct tiny_step s;
+    float *first = NULL;
+    tiny_step_init(&s, 12, 0, 4, 11);
+    s.msg.stage = 1;
+    for (int threads = 1; threads <= 3; threads += 2) {
+        c->trainer.threads = threads;
+        c->trainer.recompute = threads > 1; // the same bits either way
+        struct trainer *t = open_trainer(c);
+        double before = 0, after = 0;
+        for (int k = 0; k < 20; k++) {
+            s.msg.step = k;
+            s.msg.stage_first = k == 0;
+            struct step_result *r = run_step(t, &s.msg);
+            assert_int_equal(r->outcome, STEP_APPLIED);
+            after = tiny_metric(r, "train/loss");
+            before = k ? before : after;
+        }
+        assert_true(fabs(before - log(TINY_VOCAB)) < 1);
+        assert_true(after < before - 1);
+        assert_int_equal(t->step, 20);
+        assert_int_equal(t->optimizer.updates, 20);
+        if (!first)
+            first = copy_floats(t->master, t->layout.total);
+        assert_true(same_floats(t->master, first, t->layout.total));
+        trainer_close(t);
+    }
+    free(first);
+    tiny_step_done(&s);
+    free(c);
+}
+
+// Everything that must not change when a step is rejected.
+struct frozen {
+    float *p, *m, *v;
+    int64_t updates;
+};
+
+static struct frozen freeze(const struct trainer *t)
+{
+    int64_t n = t->layout.total;
+    return (struct frozen){copy_floats(t->master, n), copy_floats(t->optimizer.m, n),
+                           copy_floats(t->optimizer.v, n), t->optimizer.updates};
+}
+
+static void assert_frozen(const struct trainer *t, struct frozen *f)
+{
+    int64_t n = t->layout.total;
+    assert_true(same_floats(t->master, f->p, n));
+    assert_true(same_floats(t->optimizer.m, f->m, n));
+    assert_true(same_floats(t->optimizer.v, f->v, n));
+    assert_int_equal(t->optimizer.updates, f->updates);
+    free(f->p);
+    free(f->m);
+    free(f->v);
+}
+
+static void test_rejections(void **state)
+{
+    (void)state;
+    struct run_config *c = tiny_config();
+    for (int kind = 0; kind < 8; kind++) {
+        static const char *const reasons[] = {"loss is not finite", "vocabulary",  "zero denominator",
+                                              "too large for f32",  "temperature", "multiplicity",
+                                              "log-probability",    "allows"};
+        struct tiny_step s;
+        c->stages[0].loss = kind == 0 ? RUN_LOSS_PPO_CLIP : RUN_LOSS_TWO_SIDED_IS;
+        c->stages[0].old_logprob = RUN_OLD_ROLLOUT;
+        c->stages[0].optimizer.clip_grad_norm = kind == 3 ? 0 : 1;
+        tiny_step_init(&s, 8, 0, 4, 20);
+        struct trainer *t = open_trainer(c);
+        assert_int_equal(run_step(t, &s.msg)->outcome, STEP_APPLIED);
+        struct frozen f = freeze(t);
+        s.msg.step = 1;
+        s.msg.stage_first = false;
+        s.msg.optimizer_reset = true;
+        int64_t last = s.msg.n_tokens - 1; // always trained
+        if (kind == 0) {                   // exp overflows: inf * advantage
+            s.logprobs[last] = -1e4f;
+            s.members[7].advantage = -1;
+        } else if (kind == 1) {
+            s.ids[0] = TINY_VOCAB;
+        } else if (kind == 2) {
+            memset(s.mask, 0, (size_t)s.msg.n_tokens);
+        } else if (kind == 3) {
+            for (int i = 0; i < 8; i++)
+                s.members[i].advantage = 1e25f;
+        } else if (kind == 4) {
+            s.temperatures[last] = 0;
+        } else if (kind == 5) {
+            s.members[3].multiplicity = 0;
+        } else if (kind == 6) {
+            s.logprobs[last] = NAN;
+        } else {
+            c->stages[0].max_context = 2;
+        }
+        struct step_result *r = run_step(t, &s.msg);
+        assert_int_equal(r->outcome, STEP_REJECTED);
+        if (!strstr(r->reason, reasons[kind]))
+            fail_msg("reason %d: %s", kind, r->reason);
+        assert_frozen(t, &f);
+        assert_int_equal(t->step, 2);
+        assert_true(t->reset_pending); // the reset that the step should have begun with is not forgotten
+        c->stages[0].max_context = 128;
+        tiny_step_done(&s);
+        tiny_step_init(&s, 8, 0, 4, 21);
+        s.msg.step = 2;
+        s.msg.stage_first = false;
+        r = run_step(t, &s.msg);
+        assert_int_equal(r->outcome, STEP_APPLIED);
+        assert_int_equal(t->optimizer.updates, 1);
+        assert_false(t->reset_pending);
+        trainer_close(t);
+        tiny_step_done(&s);
+    }
+    free(c);
+}
+
+static void test_non_finite_weights_reject(void **state)
+{
+    (void)state;
+    struct run_config *c = tiny_config();
+    struct tiny_step s;
+    tiny_step_init(&s, 4, 0, 2, 8);
+    struct trainer *t = open_trainer(c);
+    t->master[layout_find(&t->layout, "model.norm.weight")->offset] = NAN;
+    trainer_sync_weights(t);
+    struct frozen f = freeze(t);
+    struct step_result *r = run_step(t, &s.msg);
+    assert_int_equal(r->outcome, STEP_REJECTED);
+    assert_non_null(strstr(r->reason, "not finite"));
+    assert_frozen(t, &f);
+    trainer_close(t);
+    tiny_step_done(&s);
+    free(c);
+}
+
+// With several updates, a rejection in a later one takes the earlier ones back.
+static void test_rejection_in_second_update(void **state)
+{
+    (void)state;
+    struct run_config *c = tiny_config();
+    struct tiny_step s;
+    c->stages[0].loss = RUN_LOSS_PPO_CLIP;
+    c->stages[0].old_logprob = RUN_OLD_ROLLOUT;
+    bool seen_second = false;
+    struct trainer *t = open_trainer(c);
+    for (int g = 0; g < 4; g++) { // one of the four groups is poisoned: it falls into one of the four updates
+        tiny_step_init(&s, 8, 0, 2, 30);
+        s.msg.updates = 4;
+        s.msg.step = g;
+        struct frozen f = freeze(t);
+        int64_t at = 0;
+        for (int i = 0; i <= 2 * g; i++)
+            at += s.members[i].n_tokens;
+        s.logprobs[at - 1] = -1e4f;
+        s.members[2 * g].advantage = -1;
+        struct step_result *r = run_step(t, &s.msg);
+        assert_int_equal(r->outcome, STEP_REJECTED);
+        seen_second = seen_second || strstr(r->reason, "update 2 of 4") || strstr(r->reason, "update 3 of 4");
+        assert_frozen(t, &f);
+        tiny_step_done(&s);
+    }
+    assert_true(seen_second);
+    trainer_close(t);
+    free(c);
+}
+
+// updates_per_batch: whole groups, every group once, and the result is that of the updates done one after the other.
+static void test_updates_per_batch(void **state)
+{
+    (void)state;
+    struct run_config *c = tiny_config();
+    const int64_t losses[] = {RUN_LOSS_TWO_SIDED_IS, RUN_LOSS_ICEPOP, RUN_LOSS_PPO_CLIP};
+    for (int k = 0; k < 3; k++) {
+        struct tiny_step s;
+        c->stages[0].loss = losses[k];
+        tiny_step_init(&s, 12, 0, 2, 40); // 6 groups
+        s.msg.updates = 3;
+        struct trainer *whole = open_trainer(c), *again = open_trainer(c);
+        struct step_result *r = run_step(whole, &s.msg);
+        assert_int_equal(r->outcome, STEP_APPLIED);
+        assert_int_equal((int)tiny_metric(r, "train/updates"), 3);
+        assert_int_equal(whole->optimizer.updates, 3);
+        double ratio = tiny_metric(r, "train/ratio_mean");
+        assert_true(ratio > 0.5 && ratio < 2);
+        assert_int_equal(run_step(again, &s.msg)->outcome, STEP_APPLIED);
+        assert_true(same_floats(whole->master, again->master, whole->layout.total));
+        // by hand: the gradient of each update at the weights that the one before left (two_sided_is has no lp_old)
+        if (losses[k] == RUN_LOSS_TWO_SIDED_IS) {
+            struct trainer *hand = open_trainer(c);
+            struct error err = {0};
+            for (int32_t u = 0; u < 3; u++) {
+                double loss;
+                assert_int_equal(trainer_gradient(hand, &s.msg, u, &loss, &err), STATUS_OK);
+                double norm = optimizer_grad_norm(hand->device, &hand->layout, hand->grads);
+                optimizer_update(&hand->optimizer, hand->device, &hand->layout, &c->stages[0].optimizer,
+                                 s.msg.lr, optimizer_clip_scale(norm, 1), hand->grads, hand->master);
+                trainer_sync_weights(hand);
+            }
+            assert_true(same_floats(whole->master, hand->master, whole->layout.total));
+            trainer_close(hand);
+        }
+        trainer_close(whole);
+        trainer_close(again);
+        tiny_step_done(&s);
+    }
+    // more updates than groups: one per group
+    struct tiny_step s;
+    tiny_step_init(&s, 4, 0, 2, 41);
+    s.msg.updates = 9;
+    struct trainer *t = open_trainer(c);
+    assert_int_equal((int)tiny_metric(run_step(t, &s.msg), "train/updates"), 2);
+    trainer_close(t);
+    tiny_step_done(&s);
+    free(c);
+}
+
+// With one update r == 1: icepop's and ppo's gradient need no second pass, and the ratio says so.
+static void test_ratio_is_one_on_policy(void **state)
+{
+    (void)state;
+    struct run_config *c = tiny_config();
+    struct tiny_step s;
+    tiny_step_init(&s, 6, 0, 3, 50);
+    c->stages[0].loss = RUN_LOSS_PPO_CLIP;
+    struct trainer *t = open_trainer(c);
+    struct step_result *r = run_step(t, &s.msg);
+    assert_true(tiny_metric(r, "train/ratio_mean") == 1);
+    assert_true(tiny_metric(r, "train/clipped_high") == 0);
+    assert_true(tiny_metric(r, "train/mismatch_kl") > 0);
+    assert_true(tiny_metric(r, "train/rollout_logprob_abs_diff") > 0);
+    assert_true(fabs(tiny_metric(r, "train/entropy") - log(TINY_VOCAB)) < 0.5);
+    assert_true(tiny_metric(r, "train/tokens_trained/sort") == tiny_metric(r, "train/tokens_trained"));
+    trainer_close(t);
+    tiny_step_done(&s);
+    free(c);
+}
+
+// A multiplicity of 2 is a member given twice.
+static void test_multiplicity_is_repetition(void **state)
+{
+    (void)state;
+    struct run_config *c = tiny_config();
+    c->stages[0].aggregation = RUN_AGG_SEQUENCE_MEAN;
+    c->trainer.micro_batch_tokens = 512;
+    struct tiny_step s;
+    struct error err = {0};
+    double loss, loss2;
+    tiny_step_init(&s, 4, 20, 4, 60);
+    struct trainer *t = open_trainer(c);
+    // the second sequence becomes a copy of the first, as a trajectory of its own
+    for (int k = 0; k < 20; k++) {
+        s.ids[20 + k] = s.ids[k];
+        s.mask[20 + k] = s.mask[k];
+        s.logprobs[20 + k] = s.logprobs[k];
+        s.temperatures[20 + k] = s.temperatures[k];
+    }
+    s.members[1].advantage = s.members[0].advantage;
+    assert_int_equal(trainer_gradient(t, &s.msg, 0, &loss, &err), STATUS_OK);
+    float *g = copy_floats(t->grads, t->layout.total);
+    // … and now it is dropped and the first one counts twice
+    memset(s.mask + 20, 0, 20);
+    s.members[0].multiplicity = 2;
+    assert_int_equal(trainer_gradient(t, &s.msg, 0, &loss2, &err), STATUS_OK);
+    assert_true(fabs(loss - loss2) <= 1e-6 * fabs(loss));
+    assert_true(tiny_distance(t->grads, g, t->layout.total) <= 1e-6);
+    free(g);
+    trainer_close(t);
+    tiny_step_done(&s);
+    free(c);
+}
+
+static void test_cancel_keeps_state(void **state)
+{
+    (void)state;
+    struct run_config *c = tiny_config();
+    struct tiny_step s;
+    struct error err = {0};
+    static struct step_result r;
+    tiny_step_init(&s, 6, 0, 3, 70);
+    struct trainer *t = open_trainer(c);
+    struct frozen f = freeze(t);
+    atomic_store(&t->cancel, true);
+    assert_int_equal(trainer_step(t, &s.msg, &r, &err), STATUS_CANCELED);
+    assert_int_equal(t->step, 0);
+    assert_frozen(t, &f);
+    atomic_store(&t->cancel, false);
+    s.msg.step = 5;
+    assert_int_equal(trainer_step(t, &s.msg, &r, &err), STATUS_PROTOCOL);
+    trainer_close(t);
+    tiny_step_done(&s);
+    free(c);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_micro_batches_agree),         cmocka_unit_test(test_gradient_by_differences),
+        cmocka_unit_test(test_learns_and_is_deterministic), cmocka_unit_test(test_rejections),
+        cmocka_unit_test(test_non_finite_weights_reject),   cmocka_unit_test(test_rejection_in_second_update),
+        cmocka_unit_test(test_updates_per_batch),           cmocka_unit_test(test_ratio_is_one_on_policy),
+        cmocka_unit_test(test_multiplicity_is_repetition),  cmocka_unit_test(test_cancel_keeps_state),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
