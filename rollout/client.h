@@ -1,0 +1,51 @@
+// The orchestrator's side of the engine: the ZeroMQ job stream (protocols.md §6).
+//
+//   connecting ── HELLO every second ──► WELCOME ──► serving ── silence, or a newer orchestrator epoch ──► connecting
+//
+// Invariants
+//   1. A job id is one job for ever: a JOB seen again continues (what is not acknowledged is sent again), never runs twice.
+//   2. Every token is kept from sampling until an ACK covers it; after each WELCOME all kept tokens are sent again.
+//   3. Jobs of an orchestrator epoch older than the newest seen are aborted and forgotten.
+//   4. Bounded: CLIENT_JOBS jobs at once (more are answered with FINISH_ERROR); a full send queue is tried again, nothing is dropped.
+//   5. Weights older than the newest are ignored; the one held is answered LOADED again.
+//
+// Owner: the I/O thread.
+#ifndef ROLLOUT_CLIENT_H
+#define ROLLOUT_CLIENT_H
+
+#include "proto/wire.h"
+#include "rollout/worker.h"
+
+#define CLIENT_JOBS 65536
+
+struct client;
+
+struct client_config {
+    struct loop *loop;
+    struct worker *worker;
+    const char *endpoint;           // of the orchestrator
+    const struct wire_curve *curve; // NULL on the same host
+    const char *run, *name;         // run id and "engine-0"
+    int64_t restarts;
+    int32_t flush_tokens;  // of a job sent together, unless it ends
+    const char *fetch_dir; // where weights fetched in chunks are put
+    // The orchestrator refused this engine (another run, other numerics): the process should end.
+    void (*on_refused)(void *ctx, const char *reason);
+    void *ctx;
+};
+
+enum status client_open(const struct client_config *c, struct client **ret, struct error *err) OOZE_MUST_USE;
+void client_close(struct client *c);
+
+// The worker's callbacks, passed on. Jobs of the HTTP API are skipped.
+void client_outputs(struct client *c, const struct outputs *o);
+void client_loaded(struct client *c, const struct worker_loaded *l);
+
+struct client_stats {
+    bool welcome;
+    int64_t orchestrator_epoch;
+    int64_t jobs, kept_tokens, sent_messages, resent;
+};
+void client_stats(const struct client *c, struct client_stats *ret);
+
+#endif
