@@ -1,0 +1,269 @@
+// Contract 3, class by class: the bits of a row do not depend on the other rows, on how a prompt was cut into chunks, on page size or
+// page order, or on the number of threads (1 to 4).
+#include "tests/kernels/check.h"
+
+#define THREADS 4
+
+static struct rng rng;
+static struct device *devices[THREADS]; // one class, 1 … 4 threads
+
+static void fill(float *x, int64_t n)
+{
+    for (int64_t i = 0; i < n; i++)
+        x[i] = rng_normal(&rng);
+}
+
+static void same(const char *what, const struct device *d, const float *a, const float *b, int64_t n)
+{
+    for (int64_t i = 0; i < n; i++)
+        if (memcmp(a + i, b + i, sizeof *a))
+            fail_msg("%s on %s: element %lld differs: %a and %a", what, d->name, (long long)i, (double)a[i],
+                     (double)b[i]);
+}
+
+// y of M rows at once = y of each row alone = y of any part, on any number of threads.
+static void gemm_rows(enum dtype t, int64_t m, int64_t n, int64_t k)
+{
+    float *x = malloc((size_t)(m * k) * 4), *w = malloc((size_t)(n * k) * 4),
+          *y = malloc((size_t)(m * n) * 4);
+    float *z = malloc((size_t)(m * n) * 4),
+          *scales = malloc((size_t)((n + 127) / 128 * ((k + 127) / 128)) * 4);
+    uint8_t *q = malloc((size_t)(n * k));
+    fill(x, m * k);
+    fill(w, n * k);
+    struct device *one = devices[0];
+    struct gemm_weight g = {t, n, k, device_alloc(one, one->k->weight_bytes(t, n, k)),
+                            t == DT_FP8 ? scales : NULL};
+    one->k->fp8_quantize(one, n, k, w, q, scales);
+    one->k->weight_pack(one, t, n, k, t == DT_FP8 ? (void *)q : (void *)w, t == DT_FP8 ? DT_FP8 : DT_F32,
+                        false, g.data);
+    for (int64_t r = 0; r < m; r++)
+        one->k->gemm(one, &g, 1, x + r * k, k, NULL, false, y + r * n, n);
+    for (int i = 0; i < THREADS; i++) {
+        devices[i]->k->gemm(devices[i], &g, m, x, k, NULL, false, z, n);
+        same("gemm of all rows at once", devices[i], y, z, m * n);
+        for (int64_t r = 0, part; r < m; r += part) {
+            part = 1 + (int64_t)rng_below(&rng, (uint64_t)(m - r < 14 ? m - r : 14));
+            devices[i]->k->gemm(devices[i], &g, part, x + r * k, k, NULL, false, z + r * n, n);
+        }
+        same("gemm in parts", devices[i], y, z, m * n);
+    }
+    device_free(one, g.data);
+    free(x);
+    free(w);
+    free(y);
+    free(z);
+    free(scales);
+    free(q);
+}
+
+static void test_gemm_rows(void **state)
+{
+    (void)state;
+    for (int t = DT_F32; t <= DT_FP8; t++) {
+        gemm_rows((enum dtype)t, 23, 576, 576);
+        gemm_rows((enum dtype)t, 130, 96, 200);
+        gemm_rows((enum dtype)t, 7, 700, 131);
+        gemm_rows((enum dtype)t, 200, 264, 128);
+    }
+}
+
+static void test_dw_threads(void **state)
+{
+    (void)state;
+    int64_t m = 700, n = 200, k = 330;
+    float *dy = malloc((size_t)(m * n) * 4), *x = malloc((size_t)(m * k) * 4),
+          *want = calloc((size_t)(n * k), 4);
+    float *got = malloc((size_t)(n * k) * 4);
+    fill(dy, m * n);
+    fill(x, m * k);
+    for (int t = DT_F32; t <= DT_BF16; t++) {
+        memset(want, 0, (size_t)(n * k) * 4);
+        devices[0]->k->gemm_dw(devices[0], (enum dtype)t, m, n, k, dy, n, x, k, want);
+        for (int i = 1; i < THREADS; i++) {
+            memset(got, 0, (size_t)(n * k) * 4);
+            devices[i]->k->gemm_dw(devices[i], (enum dtype)t, m, n, k, dy, n, x, k, got);
+            same("gemm_dw", devices[i], want, got, n * k);
+        }
+    }
+    free(dy);
+    free(x);
+    free(want);
+    free(got);
+}
+
+enum { HEADS = 6, KV = 2, DIM = 64, LEN = 150 };
+
+// The same sequence through the cache, cut into chunks of `chunk` (0: random), pages of page_tokens in the order of `order`.
+static void run_sequence(struct device *d, enum dtype t, int page_tokens, int chunk, uint64_t order,
+                         const float *q, const float *k, const float *v, float *out, float *lse)
+{
+    int n_pages = (LEN + page_tokens - 1) / page_tokens + 3;
+    uint32_t ids[16];
+    int32_t pages[16];
+    struct rng r;
+    rng_init(&r, order, 7);
+    for (int i = 0; i < n_pages; i++)
+        ids[i] = (uint32_t)i;
+    rng_shuffle_u32(&r, ids, (uint32_t)n_pages);
+    for (int i = 0; i < n_pages; i++)
+        pages[i] = (int32_t)ids[i];
+    size_t bytes = (size_t)(n_pages * KV * DIM * page_tokens) * dtype_bytes(t);
+    struct attn_cache c = {t, page_tokens, KV, DIM, device_alloc(d, bytes), device_alloc(d, bytes)};
+    memset(c.k, 0xff, bytes);
+    memset(c.v, 0xff, bytes);
+    for (int at = 0, n; at < LEN; at += n) {
+        n = chunk ? chunk : 1 + (int)rng_below(&r, 60);
+        n = n < LEN - at ? n : LEN - at;
+        struct attn_seq s = {0, n, at, pages};
+        d->k->kv_write(d, &c, 1, &s, k + at * KV * DIM, KV * DIM, v + at * KV * DIM, KV * DIM);
+        d->k->attention(d, &c, HEADS, 0.125f, 1, &s, q + at * HEADS * DIM, HEADS * DIM,
+                        out + at * HEADS * DIM, HEADS * DIM, lse + at * HEADS);
+    }
+    device_free(d, c.k);
+    device_free(d, c.v);
+}
+
+static void test_attention_chunks(void **state)
+{
+    (void)state;
+    static float q[LEN * HEADS * DIM], k[LEN * KV * DIM], v[LEN * KV * DIM], want[LEN * HEADS * DIM],
+        got[LEN * HEADS * DIM];
+    static float lse[LEN * HEADS], lse2[LEN * HEADS];
+    fill(q, LEN * HEADS * DIM);
+    fill(k, LEN * KV * DIM);
+    fill(v, LEN * KV * DIM);
+    for (int t = DT_F32; t <= DT_BF16; t++) {
+        run_sequence(devices[0], (enum dtype)t, 64, LEN, 1, q, k, v, want, lse);
+        static const int page_sizes[] = {32, 64, 128}, chunks[] = {1, 7, 33, 0, 0, LEN};
+        for (int i = 0; i < THREADS; i++)
+            for (int p = 0; p < 3; p++)
+                for (int c = 0; c < 6; c++) {
+                    run_sequence(devices[i], (enum dtype)t, page_sizes[p], chunks[c],
+                                 (uint64_t)(i * 100 + p * 10 + c), q, k, v, got, lse2);
+                    same("attention", devices[i], want, got, LEN * HEADS * DIM);
+                    same("attention lse", devices[i], lse, lse2, LEN * HEADS);
+                }
+    }
+}
+
+// Sequences in a batch = sequences alone, forward and backward.
+static void test_attention_batch(void **state)
+{
+    (void)state;
+    enum { SEQS = 9, ROWS = 9 * 60 };
+    static float q[ROWS * HEADS * DIM], k[ROWS * KV * DIM], v[ROWS * KV * DIM], dout[ROWS * HEADS * DIM];
+    static float out[2][ROWS * HEADS * DIM], lse[2][ROWS * HEADS], dq[2][ROWS * HEADS * DIM],
+        dk[2][ROWS * KV * DIM], dv[2][ROWS * KV * DIM];
+    static int32_t pages[SEQS][2];
+    struct attn_seq seqs[SEQS];
+    fill(q, ROWS * HEADS * DIM);
+    fill(k, ROWS * KV * DIM);
+    fill(v, ROWS * KV * DIM);
+    fill(dout, ROWS * HEADS * DIM);
+    int rows = 0;
+    for (int s = 0; s < SEQS; s++) {
+        pages[s][0] = 2 * s;
+        pages[s][1] = 2 * s + 1;
+        seqs[s] = (struct attn_seq){rows, 1 + (int)rng_below(&rng, 60), 0, pages[s]};
+        rows += seqs[s].n_rows;
+    }
+    for (int i = 0; i < THREADS; i++) {
+        struct device *d = devices[i];
+        size_t bytes = (size_t)(2 * SEQS * KV * DIM * 32) * 4;
+        struct attn_cache c = {DT_F32, 32, KV, DIM, device_alloc(d, bytes), device_alloc(d, bytes)};
+        d->k->kv_write(d, &c, SEQS, seqs, k, KV * DIM, v, KV * DIM);
+        for (int way = 0; way < 2; way++) // all at once, one by one
+            for (int s = 0; s < (way ? SEQS : 1); s++) {
+                int n = way ? 1 : SEQS;
+                d->k->attention(d, &c, HEADS, 0.125f, n, seqs + s, q, HEADS * DIM, out[way], HEADS * DIM,
+                                lse[way]);
+                d->k->attention_grad(d, HEADS, KV, DIM, 0.125f, n, seqs + s, q, HEADS * DIM, k, KV * DIM, v,
+                                     KV * DIM, out[way], HEADS * DIM, lse[way], dout, HEADS * DIM, dq[way],
+                                     HEADS * DIM, dk[way], KV * DIM, dv[way], KV * DIM);
+            }
+        same("attention in a batch", d, out[0], out[1], rows * HEADS * DIM);
+        same("attention_grad dq", d, dq[0], dq[1], rows * HEADS * DIM);
+        same("attention_grad dk", d, dk[0], dk[1], rows * KV * DIM);
+        same("attention_grad dv", d, dv[0], dv[1], rows * KV * DIM);
+        device_free(d, c.k);
+        device_free(d, c.v);
+    }
+}
+
+// Reductions and row ops on 1 … 4 threads.
+static void test_threads(void **state)
+{
+    (void)state;
+    enum { T = 3000, C = 300 };
+    static float x[T * C], dy[T * C], w[C], a[2][T * C], dw[2][C], r[2][T], h[2][T], temp[T];
+    static int32_t ids[T];
+    fill(x, T * C);
+    fill(dy, T * C);
+    fill(w, C);
+    for (int i = 0; i < T; i++) {
+        temp[i] = 1.25f;
+        ids[i] = (int32_t)rng_below(&rng, C);
+    }
+    double sum[2];
+    for (int op = 0; op < 5; op++)
+        for (int i = 0; i < THREADS; i++) {
+            struct device *d = devices[i];
+            int o = i > 0;
+            memset(a[o], 0, sizeof a[o]);
+            memset(dw[o], 0, sizeof dw[o]);
+            memset(r[o], 0, sizeof r[o]);
+            memset(h[o], 0, sizeof h[o]);
+            switch (op) {
+            case 0:
+                d->k->rmsnorm_grad(d, T, C, x, C, w, 1e-5f, dy, C, false, a[o], C, dw[o]);
+                break;
+            case 1:
+                d->k->rmsnorm(d, T, C, x, C, w, 1e-5f, a[o], C, r[o]);
+                break;
+            case 2:
+                d->k->logprob(d, T, C, x, C, temp, ids, a[o], r[o], h[o]);
+                break;
+            case 3:
+                d->k->embed_grad(d, C, T, ids, dy, a[o]);
+                break;
+            case 4:
+                sum[o] = d->k->sumsq(d, T * C, x);
+                assert_true(sum[0] == sum[o]);
+                break;
+            }
+            static const char *const names[] = {"rmsnorm_grad", "rmsnorm", "logprob", "embed_grad", "sumsq"};
+            same(names[op], d, a[0], a[o], T * C);
+            same(names[op], d, dw[0], dw[o], C);
+            same(names[op], d, r[0], r[o], T);
+            same(names[op], d, h[0], h[o], T);
+        }
+}
+
+int main(void)
+{
+    static const char *const names[] = {"ref", "avx2", "avx512", "avx512bf16", "amx"};
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_gemm_rows),        cmocka_unit_test(test_dw_threads),
+        cmocka_unit_test(test_attention_chunks), cmocka_unit_test(test_attention_batch),
+        cmocka_unit_test(test_threads),
+    };
+    int rc = 0;
+    for (int i = 0; i < 5; i++) {
+        struct error err;
+        int opened = 0;
+        for (; opened < THREADS; opened++)
+            if (device_open("cpu", names[i], opened + 1, &devices[opened], &err))
+                break;
+        if (opened < THREADS) {
+            print_message("skipped: %s\n", err.text);
+            continue;
+        }
+        print_message("class %s\n", names[i]);
+        rng_init(&rng, 44, (uint64_t)i);
+        rc |= cmocka_run_group_tests(tests, NULL, NULL);
+        for (int t = 0; t < THREADS; t++)
+            device_close(devices[t]);
+    }
+    return rc;
+}
