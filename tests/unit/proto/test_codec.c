@@ -11,6 +11,8 @@
 // cmocka wants the four above first
 #include <cmocka.h>
 
+#include "base/buf.h"
+#include "base/file.h"
 #include "base/rng.h"
 #include "proto/codec.h"
 
@@ -697,8 +699,34 @@ static void test_memory_limit(void **state)
     free(bytes);
 }
 
+// One message of each type for tests/fuzz/corpus/codec, in the form fuzz_codec.c reads.
+static int write_corpus(const char *folder)
+{
+    setup(NULL);
+    for (int type = MSG_HELLO; type <= MSG_REPLY; type++) {
+        char path[1024];
+        struct msg m;
+        struct buf b = {0};
+        struct codec_frame frames[CODEC_FRAMES];
+        random_msg((enum msg_type)type, &m);
+        int n = encode(&m, frames);
+        for (int i = 0; i < n; i++) {
+            uint32_t length = (uint32_t)frames[i].n;
+            buf_append(&b, &length, sizeof(length));
+            buf_append(&b, frames[i].data, frames[i].n);
+        }
+        snprintf(path, sizeof(path), "%s/%s", folder, msg_type_name(m.type));
+        if (file_write_atomic(path, b.data, b.len, 0644, &err) != STATUS_OK)
+            return 1;
+        buf_done(&b);
+    }
+    return teardown(NULL);
+}
+
 int main(void)
 {
+    if (getenv("OOZE_WRITE_CORPUS"))
+        return write_corpus(getenv("OOZE_WRITE_CORPUS"));
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_round_trip),
         cmocka_unit_test(test_empty_texts),
