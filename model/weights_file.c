@@ -101,9 +101,10 @@ static enum status tensor_put(struct sink *s, const struct plan_tensor *t, const
     return STATUS_OK;
 }
 
-static enum status file_begin(struct file_atomic *f, const char *path, int64_t bytes, struct error *err)
+static enum status file_begin(struct file_atomic *f, const char *path, unsigned mode, int64_t bytes,
+                              struct error *err)
 {
-    enum status rc = file_atomic_open(f, path, 0600, err);
+    enum status rc = file_atomic_open(f, path, mode, err);
     if (rc)
         return rc;
     // A full disk is found here, before minutes of work and before a reader maps a hole.
@@ -157,7 +158,7 @@ enum status weights_file_emit(const char *path, const struct layout *l, const fl
     plan_header(&plan, dtype, version, &header);
     weights_hash_init(&sink.hash);
     int64_t bytes = (int64_t)header.len + plan.data_bytes;
-    enum status rc = path ? file_begin(&file, path, bytes, err) : STATUS_OK;
+    enum status rc = path ? file_begin(&file, path, version < 0 ? 0644 : 0600, bytes, err) : STATUS_OK;
     if (!rc)
         rc = produce(&sink, &plan, &header, master, err);
     if (!rc && path)
