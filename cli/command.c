@@ -169,13 +169,14 @@ enum status program_path(const char *name, char *ret, unsigned long n, struct er
 enum status query_run(const char *run_dir, const char *verb, const json_t *args, int timeout_ms, json_t **ret,
                       struct error *err)
 {
-    char endpoint[256], name[64], *text = args ? json_text(args) : mem_strdup("{}");
+    char socket[256], endpoint[280], name[64], *text = args ? json_text(args) : mem_strdup("{}");
     struct wire *w = NULL;
     struct msg m = {.type = MSG_QUERY, .query = {.id = (uint64_t)getpid(), .verb = verb, .args = text}};
     int64_t deadline = clock_mono_ms(clock_system()) + timeout_ms;
-    enum status rc = run_socket(run_dir, "orch", endpoint, sizeof endpoint, err);
+    enum status rc = run_socket(run_dir, "orch", socket, sizeof socket, err);
     if (rc)
         goto out;
+    snprintf(endpoint, sizeof endpoint, "ipc://%s", socket);
     snprintf(name, sizeof name, "cli-%d", (int)getpid());
     if ((rc = wire_connect(endpoint, name, NULL, &w, err)) || (rc = wire_send(w, NULL, &m, err)))
         goto out;

@@ -74,9 +74,7 @@ static enum status write_tokenizer(const struct run_config *c, const char *dir, 
         const char *specials[RUNCONFIG_SPECIALS];
         for (int64_t i = 0; i < c->model.n_specials; i++)
             specials[i] = c->model.specials[i];
-        size_t n = (size_t)c->model.n_specials;
-        rc = tokenizer_open_bytes(n ? specials : tokenizer_tiny_specials, n ? n : tokenizer_n_tiny_specials,
-                                  &t, err);
+        rc = tokenizer_open_bytes(specials, (size_t)c->model.n_specials, &t, err);
         if (rc)
             return error_prefix(err, "model.specials");
         rc = tokenizer_save(t, dir, err);
