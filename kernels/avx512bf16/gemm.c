@@ -1,0 +1,166 @@
+// Matrix products on pairs of bf16 (avx512bf16.h has the order). Products with f32 weights are avx512's.
+#include "kernels/avx512bf16/avx512bf16.h"
+#include "kernels/avx512bf16/lanes.h"
+
+#include "kernels/lanes/gemm_drive_tmpl.c"
+
+#define BLOCK_PAIRS (FP8_BLOCK / 2)
+
+// ---- FP8 codes as bf16: two tables of 128 bytes by the low seven bits, the sign put back --------------------------------
+
+#define CODE(q)                                                                                              \
+    ((q) == 127 ? 0x7fc0                                                                                     \
+     : (q) >= 8 ? (((q) >> 3) + 120) << 7 | ((q)&7) << 4                                                     \
+     : (q) >= 4 ? 0x3c00 | ((q)-4) << 5                                                                      \
+     : (q) == 3 ? 0x3bc0                                                                                     \
+     : (q) == 2 ? 0x3b80                                                                                     \
+     : (q) == 1 ? 0x3b00                                                                                     \
+                : 0)
+#define LOW(q)  (uint8_t)(CODE(q) & 0xff)
+#define HIGH(q) (uint8_t)(CODE(q) >> 8)
+#define CODES8(f, q)                                                                                         \
+    f((q)), f((q) + 1), f((q) + 2), f((q) + 3), f((q) + 4), f((q) + 5), f((q) + 6), f((q) + 7)
+#define CODES32(f, q) CODES8(f, q), CODES8(f, (q) + 8), CODES8(f, (q) + 16), CODES8(f, (q) + 24)
+#define CODES(f)      CODES32(f, 0), CODES32(f, 32), CODES32(f, 64), CODES32(f, 96)
+
+static const uint8_t FP8_LOW[128] __attribute__((aligned(64))) = {CODES(LOW)};
+static const uint8_t FP8_HIGH[128] __attribute__((aligned(64))) = {CODES(HIGH)};
+
+// One pair-row of 64 codes → the pairs of columns 0 … 15 and 16 … 31.
+ALWAYS void widen_pairs(const uint8_t *codes, __m512i *ret_a, __m512i *ret_b)
+{
+    __m512i q = _mm512_loadu_si512(codes);
+    __m512i low = _mm512_permutex2var_epi8(_mm512_load_si512(FP8_LOW), q, _mm512_load_si512(FP8_LOW + 64));
+    __m512i high = _mm512_permutex2var_epi8(_mm512_load_si512(FP8_HIGH), q, _mm512_load_si512(FP8_HIGH + 64));
+    high = _mm512_ternarylogic_epi64(high, q, _mm512_set1_epi8((char)0x80), 0xf8); // high | (q & 0x80)
+    *ret_a = _mm512_unpacklo_epi8(low, high);
+    *ret_b = _mm512_unpackhi_epi8(low, high);
+}
+
+// ---- tiles -----------------------------------------------------------------------------------------------------------
+
+// acc continued over n_pairs; w is the first panel's pair-row, panels lie `panel` bytes apart. cols is even: whole panels.
+ALWAYS void pair_chain(const int rows, const int cols, const enum dtype t, int64_t n_pairs, const float *x,
+                       int64_t ldx, const char *w, int64_t panel, v16 *acc)
+{
+    const int64_t step = 2 * PANEL * (int64_t)dtype_bytes(t);
+    for (int64_t i = 0; i < n_pairs; i++, w += step) {
+        __m512i b[8];
+#pragma GCC unroll 8
+        for (int v = 0; v < cols; v += 2) {
+            if (t == DT_FP8) {
+                widen_pairs((const uint8_t *)w + v / 2 * panel, &b[v], &b[v + 1]);
+            } else {
+                b[v] = _mm512_loadu_si512(w + v / 2 * panel);
+                b[v + 1] = _mm512_loadu_si512(w + v / 2 * panel + 64);
+            }
+        }
+#pragma GCC unroll 16
+        for (int r = 0; r < rows; r++) {
+            v16 a = v_set(x[r * ldx + i]);
+#pragma GCC unroll 8
+            for (int v = 0; v < cols; v++)
+                acc[r * cols + v] = v_dot_pairs(acc[r * cols + v], a, b[v]);
+        }
+    }
+}
+
+ALWAYS void acc_clear(const int n, v16 *acc)
+{
+#pragma GCC unroll 32
+    for (int i = 0; i < n; i++)
+        acc[i] = v_zero();
+}
+
+ALWAYS void tile_finish(const int rows, const int cols, const struct gemm *g, int64_t m0, int64_t n0,
+                        const v16 *acc)
+{
+#pragma GCC unroll 16
+    for (int r = 0; r < rows; r++)
+#pragma GCC unroll 8
+        for (int v = 0; v < cols; v++)
+            gemm_finish(g, m0 + r, n0 + 16 * v, acc[r * cols + v]);
+}
+
+ALWAYS void bf16_tile(const int rows, const int cols, const struct gemm *g, int64_t m0, const float *x,
+                      int64_t ldx, int64_t n0)
+{
+    int64_t pairs = ceil_div(g->w->k, 2), panel = pairs * 2 * PANEL * 2;
+    v16 acc[TILE_ROWS * TILE_COLS];
+    acc_clear(rows * cols, acc);
+    pair_chain(rows, cols, DT_BF16, pairs, x, ldx, (const char *)g->w->data + n0 / PANEL * panel, panel, acc);
+    tile_finish(rows, cols, g, m0, n0, acc);
+}
+
+ALWAYS void fp8_tile(const int rows, const int cols, const struct gemm *g, int64_t m0, const float *x,
+                     int64_t ldx, int64_t n0)
+{
+    int64_t pairs = ceil_div(g->w->k, 2), panel = pairs * 2 * PANEL, blocks = ceil_div(g->w->k, FP8_BLOCK);
+    const char *w = (const char *)g->w->data + n0 / PANEL * panel;
+    v16 acc[TILE_ROWS * TILE_COLS], total[TILE_ROWS * TILE_COLS];
+    acc_clear(rows * cols, total);
+    for (int64_t b = 0; b < blocks; b++) {
+        acc_clear(rows * cols, acc);
+        pair_chain(rows, cols, DT_FP8, min_i64(BLOCK_PAIRS, pairs - b * BLOCK_PAIRS), x + b * BLOCK_PAIRS,
+                   ldx, w + b * BLOCK_PAIRS * 2 * PANEL, panel, acc);
+#pragma GCC unroll 8
+        for (int v = 0; v < cols; v++) {
+            v16 scale = v_set(g->w->scales[(n0 + 16 * v) / FP8_BLOCK * blocks + b]);
+#pragma GCC unroll 16
+            for (int r = 0; r < rows; r++)
+                total[r * cols + v] = v_fma(acc[r * cols + v], scale, total[r * cols + v]);
+        }
+    }
+    tile_finish(rows, cols, g, m0, n0, total);
+}
+
+#define NARROW_DEFINE(rows, name)                                                                            \
+    static void name##_##rows(const struct gemm *g, int64_t m0, const float *x, int64_t ldx, int64_t n0)     \
+    {                                                                                                        \
+        name##_tile(rows, TILE_COLS, g, m0, x, ldx, n0);                                                     \
+    }
+#define WIDE_DEFINE(rows, name)                                                                              \
+    static void name##_wide_##rows(const struct gemm *g, int64_t m0, const float *x, int64_t ldx,            \
+                                   int64_t n0)                                                               \
+    {                                                                                                        \
+        name##_tile(rows, TILE_WIDE(rows), g, m0, x, ldx, n0);                                               \
+    }
+#define SIX(X, name)            X(1, name) X(2, name) X(3, name) X(4, name) X(5, name) X(6, name)
+#define TWELVE(X, name)         SIX(X, name) X(7, name) X(8, name) X(9, name) X(10, name) X(11, name) X(12, name)
+#define NARROW_NAME(rows, name) name##_##rows,
+#define WIDE_NAME(rows, name)   name##_wide_##rows,
+TWELVE(NARROW_DEFINE, bf16)
+TWELVE(NARROW_DEFINE, fp8)
+SIX(WIDE_DEFINE, bf16)
+SIX(WIDE_DEFINE, fp8)
+
+static gemm_fn *gemm_pick(enum dtype t, int64_t rows, bool wide)
+{
+    static gemm_fn *const narrow[2][12] = {{TWELVE(NARROW_NAME, bf16)}, {TWELVE(NARROW_NAME, fp8)}};
+    static gemm_fn *const wides[2][6] = {{SIX(WIDE_NAME, bf16)}, {SIX(WIDE_NAME, fp8)}};
+    return wide ? wides[t == DT_FP8][rows - 1] : narrow[t == DT_FP8][rows - 1];
+}
+
+// x as pairs of bf16, rows padded to whole pairs.
+static const float *gemm_operand(const struct gemm *g, int64_t m0, int64_t m, int thread, int64_t *ret_ldx)
+{
+    int64_t k = g->w->k, pairs = ceil_div(k, 2);
+    const float *x = g->x + m0 * g->ldx;
+    float *to = scratch_get(g->d, thread, (size_t)(m * pairs) * sizeof *to);
+    for (int64_t r = 0; r < m; r++)
+        for (int64_t i = 0; i < k; i += 16) {
+            __m256i h = (__m256i)_mm512_cvtneps_pbh(v_load_n(x + r * g->ldx + i, min_i64(16, k - i)));
+            _mm256_mask_storeu_epi32(to + r * pairs + i / 2, (__mmask8)v_mask(min_i64(8, pairs - i / 2)), h);
+        }
+    *ret_ldx = pairs;
+    return to;
+}
+
+void avx512bf16_gemm(struct device *d, const struct gemm_weight *w, int64_t m, const float *x, int64_t ldx,
+                     const float *bias, bool accumulate, float *y, int64_t ldy)
+{
+    if (w->dtype == DT_F32)
+        avx512_gemm(d, w, m, x, ldx, bias, accumulate, y, ldy);
+    else
+        gemm_run(d, w, m, x, ldx, bias, accumulate, y, ldy);
+}
