@@ -5,10 +5,9 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "tests/fuzz/fuzz.h"
 #include "text/tokenizer.h"
 #include "text/utf8.h"
-
-int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
 // All 256 bytes have a token; Split with the pattern of Qwen 2, as real ones have it.
 static struct tokenizer *fixed_bpe(void)

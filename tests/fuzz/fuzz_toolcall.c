@@ -4,9 +4,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "tests/fuzz/fuzz.h"
 #include "text/chat.h"
-
-int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
 static void render(const struct chat *c, const json_t *messages, bool must_work)
 {
