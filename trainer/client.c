@@ -2,10 +2,11 @@
 //
 //   start ──► HELLO every HELLO_MS ──► WELCOME(accepted) ──► messages go to the worker, its answers to the orchestrator
 //               ▲                                                     │
-//               └───────── nothing heard for the silence limit ◄──────┘
+//               └───────── nothing heard for the silence limit ◄─────┘
 //
 // Invariants
-//   1. Only messages of the welcomed epoch reach the worker; a newer epoch in a PREPARE means that we missed a WELCOME.
+//   1. Nothing reaches the worker before the first WELCOME; the session drops what is of another epoch. A newer epoch in a
+//      PREPARE means that we missed a WELCOME.
 //   2. The edge-triggered descriptor of the wire is polled only after wire_pending said that nothing waits.
 #include "trainer/client.h"
 
@@ -31,7 +32,8 @@ struct client {
     const char *numerics_id;
     char name[64];
     int wake_fd;
-    bool welcomed, blocked; // blocked: the last send found the queue full
+    bool welcomed, silent;
+    bool blocked; // the last send found the queue full
     int64_t epoch, silence_ms, heard_ms, hello_ms;
     int64_t busy_ns, busy_since_ns; // at the last PONG
     uint64_t garbage;
@@ -90,6 +92,16 @@ static enum status say_pong(struct client *c, uint64_t nonce, struct error *err)
     return send_message(c, &m, &sent, err);
 }
 
+// A full inbox drops the message: the orchestrator repeats whatever matters.
+static enum status post(struct client *c, const struct msg *m, struct error *err)
+{
+    enum status rc = worker_post(c->worker, m, err);
+    if (rc != STATUS_LIMIT)
+        return rc;
+    log_event(LOG_WARN, "inbox_full", "dropped=%s", msg_type_name(m->type));
+    return STATUS_OK;
+}
+
 static enum status take_welcome(struct client *c, const struct msg *m, struct error *err)
 {
     const struct msg_welcome *w = &m->welcome;
@@ -106,7 +118,7 @@ static enum status take_welcome(struct client *c, const struct msg *m, struct er
     c->silence_ms = w->silence_ms > 0 ? w->silence_ms : c->silence_ms;
     if (w->ping_interval_ms > 0 && 3 * w->ping_interval_ms < c->silence_ms)
         c->silence_ms = 3 * w->ping_interval_ms;
-    return worker_post(c->worker, m, err);
+    return post(c, m, err);
 }
 
 static enum status take_message(struct client *c, const struct msg *m, struct error *err)
@@ -127,7 +139,7 @@ static enum status take_message(struct client *c, const struct msg *m, struct er
     default:
         return STATUS_OK; // nothing that a trainer needs
     }
-    return c->welcomed ? worker_post(c->worker, m, err) : STATUS_OK;
+    return c->welcomed ? post(c, m, err) : STATUS_OK;
 }
 
 static enum status receive_all(struct client *c, struct error *err)
@@ -176,20 +188,22 @@ static enum status send_all(struct client *c, struct error *err)
     return STATUS_OK;
 }
 
-// HELLO while not welcomed, or after silence. Returns how long the next poll may wait.
+// HELLO until welcomed, and again while nothing is heard: an orchestrator that was started anew knows us only by it. Messages of
+// our epoch are taken all the same. Returns how long the next poll may wait.
 static enum status keep_alive(struct client *c, int *ret_timeout_ms, struct error *err)
 {
     int64_t now = now_ms(c);
-    if (c->welcomed && now - c->heard_ms > c->silence_ms) {
+    bool silent = now - c->heard_ms > c->silence_ms;
+    if (c->welcomed && silent && !c->silent)
         log_event(LOG_WARN, "orchestrator_silent", "silence_ms=%lld", (long long)(now - c->heard_ms));
-        c->welcomed = false;
-    }
-    if (!c->welcomed && now - c->hello_ms >= HELLO_MS) {
+    c->silent = silent;
+    bool greet = !c->welcomed || silent;
+    if (greet && now - c->hello_ms >= HELLO_MS) {
         enum status rc = say_hello(c, err);
         if (rc)
             return rc;
     }
-    int64_t wait = c->welcomed ? c->heard_ms + c->silence_ms + 1 - now : c->hello_ms + HELLO_MS - now;
+    int64_t wait = greet ? c->hello_ms + HELLO_MS - now : c->heard_ms + c->silence_ms + 1 - now;
     if (c->blocked && wait > RETRY_MS)
         wait = RETRY_MS;
     *ret_timeout_ms = wait < 1 ? 1 : wait > HELLO_MS * 10 ? HELLO_MS * 10 : (int)wait;

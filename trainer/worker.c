@@ -34,6 +34,7 @@ struct worker {
     bool stop, ended;
     const struct msg *out;
     int64_t prepare_epoch, prepare_step; // newest one posted and not yet finished; step -1 = none
+    int64_t welcome_epoch;               // newest one posted; -1 = none
     struct error error;
     struct worker_load load;
 };
@@ -208,7 +209,7 @@ enum status worker_open(struct session *s, int wake_fd, struct worker **ret, str
     pthread_condattr_t attr;
     w->session = s;
     w->wake_fd = wake_fd;
-    w->prepare_step = -1;
+    w->prepare_step = w->welcome_epoch = -1;
     w->load.version = w->load.step = -1;
     pthread_mutex_init(&w->lock, NULL);
     pthread_condattr_init(&attr);
@@ -243,24 +244,36 @@ void worker_close(struct worker *w)
     free(w);
 }
 
+// Lock held. Is m on its way to the session already? (HELLO is repeated, so WELCOME is too.)
+static bool is_repeat(const struct worker *w, const struct msg *m)
+{
+    if (m->type == MSG_PREPARE)
+        return m->prepare.epoch == w->prepare_epoch && m->prepare.step == w->prepare_step;
+    return m->type == MSG_WELCOME && m->welcome.epoch == w->welcome_epoch;
+}
+
 enum status worker_post(struct worker *w, const struct msg *m, struct error *err)
 {
     enum status rc = STATUS_OK;
     pthread_mutex_lock(&w->lock);
-    bool repeat =
-        m->type == MSG_PREPARE && m->prepare.epoch == w->prepare_epoch && m->prepare.step == w->prepare_step;
-    if (w->count == INBOX)
+    if (w->stop || w->ended || is_repeat(w, m))
+        goto out;
+    if (w->count == INBOX) {
         rc = error_set(err, STATUS_LIMIT, "%d messages wait for the compute thread", INBOX);
-    else if (!repeat && !w->stop && !w->ended)
-        rc = letter_init(&w->inbox[(w->head + w->count) % INBOX], m, err);
-    if (!rc && !repeat && !w->stop && !w->ended) {
-        w->count++;
-        if (m->type == MSG_PREPARE) {
-            w->prepare_epoch = m->prepare.epoch;
-            w->prepare_step = m->prepare.step;
-        }
-        pthread_cond_broadcast(&w->changed);
+        goto out;
     }
+    rc = letter_init(&w->inbox[(w->head + w->count) % INBOX], m, err);
+    if (rc)
+        goto out;
+    w->count++;
+    if (m->type == MSG_WELCOME)
+        w->welcome_epoch = m->welcome.epoch;
+    if (m->type == MSG_PREPARE) {
+        w->prepare_epoch = m->prepare.epoch;
+        w->prepare_step = m->prepare.step;
+    }
+    pthread_cond_broadcast(&w->changed);
+out:
     pthread_mutex_unlock(&w->lock);
     return rc;
 }
