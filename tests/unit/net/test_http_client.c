@@ -420,23 +420,33 @@ static int listen_any(int *ret_port)
     return fd;
 }
 
-struct liar { // answers one connection with fixed bytes
-    int fd;
+struct liar { // answers each connection with fixed bytes once it has been asked something
+    struct loop *loop;
+    int fd, peer;
+    struct loop_fd *peer_watch;
     const char *reply;
 };
+
+static void liar_asked(void *ctx, int events)
+{
+    (void)events;
+    struct liar *l = ctx;
+    char data[4096];
+    assert_true(recv(l->peer, data, sizeof(data), 0) >= 0);
+    assert_int_equal(send(l->peer, l->reply, strlen(l->reply), MSG_NOSIGNAL), (ssize_t)strlen(l->reply));
+    loop_fd_close(l->peer_watch);
+    close(l->peer);
+}
 
 static void liar_ready(void *ctx, int events)
 {
     (void)events;
     struct liar *l = ctx;
-    char data[4096];
-    int c = accept(l->fd, NULL, NULL);
-    if (c < 0) {
-        return;
-    }
-    assert_true(recv(c, data, sizeof(data), 0) >= 0);
-    assert_int_equal(send(c, l->reply, strlen(l->reply), MSG_NOSIGNAL), (ssize_t)strlen(l->reply));
-    close(c);
+    struct error err;
+    l->peer = accept(l->fd, NULL, NULL);
+    assert_true(l->peer >= 0);
+    assert_int_equal(loop_fd_open(l->loop, l->peer, LOOP_READ, liar_asked, l, &l->peer_watch, &err),
+                     STATUS_OK);
 }
 
 static void test_bad_peers(void **state)
@@ -456,7 +466,7 @@ static void test_bad_peers(void **state)
     struct error err;
     char url[64];
     world_open(&w, 0, 0);
-    struct liar liar;
+    struct liar liar = {.loop = w.loop};
     int port;
     liar.fd = listen_any(&port);
     struct loop_fd *watch;
