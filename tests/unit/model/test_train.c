@@ -1,0 +1,281 @@
+// Gradients of the training pass: against finite differences in the direction of each tensor's own gradient, entropy
+// included; the same bits with and without recomputation; the same sum however the batch is cut; many short sequences; a
+// vocabulary of several chunks.
+#include <math.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+// cmocka wants the four above first
+#include <cmocka.h>
+
+#include "base/mem.h"
+#include "model/model.h"
+#include "tests/unit/model/tiny.h"
+
+#define ROWS_MAX 256
+
+struct problem {
+    struct device *d;
+    struct model_config c;
+    struct layout l;
+    float *master;
+    struct weights *w;
+    int32_t n, n_seqs, ids[ROWS_MAX], pos[ROWS_MAX], targets[ROWS_MAX];
+    struct attn_seq seqs[ROWS_MAX];
+    float inv_temp[ROWS_MAX], dlogprob[ROWS_MAX], dentropy[ROWS_MAX];
+    float logprob[ROWS_MAX], entropy[ROWS_MAX]; // of the last run, zero entropy when not asked
+};
+
+static void problem_open(struct problem *p, const struct model_config *c, enum dtype dtype, int n_seqs,
+                         const int32_t *len)
+{
+    struct error err;
+    struct rng r;
+    memset(p, 0, sizeof(*p));
+    rng_init(&r, 17, 0);
+    p->c = *c;
+    assert_int_equal(device_open("cpu", "auto", 2, &p->d, &err), STATUS_OK);
+    assert_int_equal(layout_open(&p->c, &p->l, &err), STATUS_OK);
+    p->master = mem_alloc((size_t)p->l.total * sizeof(float));
+    tiny_weights(&p->l, &p->c, 3, p->master);
+    assert_int_equal(weights_open(p->d, &p->c, &p->l, dtype, true, &p->w, &err), STATUS_OK);
+    weights_set(p->w, p->master);
+    for (int s = 0; s < n_seqs; s++) {
+        p->seqs[p->n_seqs++] = (struct attn_seq){p->n, len[s], 0, NULL};
+        for (int32_t k = 0; k < len[s]; k++, p->n++) {
+            p->ids[p->n] = (int32_t)rng_below(&r, (uint64_t)c->vocab);
+            p->pos[p->n] = k;
+            p->targets[p->n] = rng_below(&r, 4) ? (int32_t)rng_below(&r, (uint64_t)c->vocab) : -1;
+            p->inv_temp[p->n] = 0.5f + (float)rng_uniform(&r);
+            p->dlogprob[p->n] = rng_normal(&r);
+            p->dentropy[p->n] = rng_normal(&r);
+        }
+    }
+    assert_true(p->n <= ROWS_MAX);
+}
+
+static void problem_close(struct problem *p)
+{
+    weights_close(p->w);
+    mem_free(p->master);
+    layout_done(&p->l);
+    device_close(p->d);
+}
+
+// Objective sum_r dlogprob logprob + dentropy entropy over sequences [first, last); gradient added to grads.
+static double run(struct problem *p, struct train *t, int first, int last, bool entropy, float *grads)
+{
+    struct attn_seq seqs[ROWS_MAX];
+    int32_t row0 = p->seqs[first].row0, n = 0;
+    float *lp = p->logprob + row0, *ent = p->entropy + row0;
+    double sum = 0;
+    for (int s = first; s < last; s++) {
+        seqs[s - first] = p->seqs[s];
+        seqs[s - first].row0 = n;
+        n += p->seqs[s].n_rows;
+    }
+    struct batch b = {n, last - first, p->ids + row0, p->pos + row0, seqs};
+    train_forward(t, p->w, &b);
+    train_logprobs(t, p->w, p->targets + row0, p->inv_temp + row0, lp, entropy ? ent : NULL);
+    if (grads)
+        train_backward(t, p->w, p->dlogprob + row0, entropy ? p->dentropy + row0 : NULL, grads);
+    for (int32_t i = 0; i < n; i++) {
+        sum += (double)p->dlogprob[row0 + i] * (double)lp[i];
+        if (entropy)
+            sum += (double)p->dentropy[row0 + i] * (double)ent[i];
+        assert_true(p->targets[row0 + i] >= 0 || lp[i] == 0);
+    }
+    return sum;
+}
+
+static struct train *train_make(const struct problem *p, enum dtype dtype, int32_t max_tokens, bool recompute)
+{
+    struct train *t;
+    struct error err;
+    if (train_open(p->d, &p->c, &p->l, dtype, max_tokens, recompute, &t, &err))
+        fail_msg("%s", err.text);
+    return t;
+}
+
+static double norm_of(const float *v, int64_t n)
+{
+    double s = 0;
+    for (int64_t i = 0; i < n; i++)
+        s += (double)v[i] * (double)v[i];
+    return sqrt(s);
+}
+
+// (f(w + h u) - f(w - h u)) / 2h = |g| for u = g / |g|, tensor by tensor; Richardson's step removes the h^2 term.
+static void differences_check(struct problem *p, bool entropy)
+{
+    struct train *t = train_make(p, DT_F32, p->n, true);
+    float *g = mem_alloc((size_t)p->l.total * sizeof(float)),
+          *keep = mem_alloc((size_t)p->l.total * sizeof(float));
+    run(p, t, 0, p->n_seqs, entropy, g);
+    memcpy(keep, p->master, (size_t)p->l.total * sizeof(float));
+    for (int32_t i = 0; i < p->l.n; i++) {
+        const struct param *q = &p->l.params[i];
+        int64_t n = q->rows * q->cols;
+        double norm = norm_of(g + q->offset, n), slope[2], scale = norm_of(keep + q->offset, n);
+        assert_true(norm > 0);
+        for (int k = 0; k < 2; k++) {
+            double h = (k ? 0.5 : 1.0) * 4e-3 * (scale > 1 ? 1 : scale), f[2];
+            for (int side = 0; side < 2; side++) {
+                for (int64_t e = q->offset; e < q->offset + n; e++)
+                    p->master[e] = (float)((double)keep[e] + (side ? -h : h) * (double)g[e] / norm);
+                weights_set(p->w, p->master);
+                f[side] = run(p, t, 0, p->n_seqs, entropy, NULL);
+            }
+            slope[k] = (f[0] - f[1]) / (2 * h);
+        }
+        double got = (4 * slope[1] - slope[0]) / 3;
+        memcpy(p->master + q->offset, keep + q->offset, (size_t)n * sizeof(float));
+        if (!(fabs(got - norm) < 5e-3 * norm))
+            fail_msg("%s %s: |gradient| %.6g, difference quotient %.6g", p->c.arch, q->name, norm, got);
+    }
+    weights_set(p->w, p->master);
+    mem_free(g);
+    mem_free(keep);
+    train_close(t);
+}
+
+static void test_differences(void **state)
+{
+    static const int32_t len[] = {7, 40, 1, 13};
+    (void)state;
+    for (int which = 0; which < TINY_N; which++) {
+        struct model_config c = tiny_config(which);
+        struct problem p;
+        problem_open(&p, &c, DT_F32, 4, len);
+        differences_check(&p, false);
+        differences_check(&p, true);
+        problem_close(&p);
+    }
+}
+
+static void test_recompute_same_bits(void **state)
+{
+    static const int32_t len[] = {33, 64, 2};
+    static const enum dtype dtypes[] = {DT_F32, DT_BF16};
+    (void)state;
+    for (int which = 0; which < TINY_N; which++)
+        for (int k = 0; k < 2; k++) {
+            struct model_config c = tiny_config(which);
+            struct problem p;
+            problem_open(&p, &c, dtypes[k], 3, len);
+            float *g[2];
+            for (int r = 0; r < 2; r++) {
+                // Twice through the same object: nothing of the first batch may leak into the second.
+                struct train *t = train_make(&p, dtypes[k], r ? p.n : ROWS_MAX, r);
+                g[r] = mem_alloc((size_t)p.l.total * sizeof(float));
+                run(&p, t, 1, 2, false, g[r]);
+                memset(g[r], 0, (size_t)p.l.total * sizeof(float));
+                run(&p, t, 0, 3, true, g[r]);
+                train_close(t);
+            }
+            assert_memory_equal(g[0], g[1], (size_t)p.l.total * sizeof(float));
+            for (int32_t i = 0; i + 1 < p.l.n; i++) // padding stays 0
+                for (int64_t e = p.l.params[i].offset + p.l.params[i].rows * p.l.params[i].cols;
+                     e < p.l.params[i + 1].offset; e++)
+                    assert_true(g[0][e] == 0);
+            mem_free(g[0]);
+            mem_free(g[1]);
+            problem_close(&p);
+        }
+}
+
+static void cuts_check(struct problem *p, int32_t max_tokens)
+{
+    struct train *t = train_make(p, DT_F32, max_tokens, false);
+    float *whole = mem_alloc((size_t)p->l.total * sizeof(float)),
+          *parts = mem_alloc((size_t)p->l.total * sizeof(float));
+    float lp[ROWS_MAX], ent[ROWS_MAX];
+    run(p, t, 0, p->n_seqs, true, whole);
+    memcpy(lp, p->logprob, sizeof(lp));
+    memcpy(ent, p->entropy, sizeof(ent));
+    for (int s = 0; s < p->n_seqs; s += 2)
+        run(p, t, s, s + 2 < p->n_seqs ? s + 2 : p->n_seqs, true, parts);
+    assert_memory_equal(lp, p->logprob, sizeof(lp));
+    assert_memory_equal(ent, p->entropy, sizeof(ent));
+    for (int64_t i = 0; i < p->l.total; i++)
+        parts[i] -= whole[i];
+    double d = norm_of(parts, p->l.total) / norm_of(whole, p->l.total);
+    if (!(d < 1e-6))
+        fail_msg("gradients of the parts differ by %g", d);
+    mem_free(whole);
+    mem_free(parts);
+    train_close(t);
+}
+
+static void test_cuts(void **state)
+{
+    // 100 sequences of 1 or 2 tokens need more transient pages than there are: several spans.
+    int32_t len[100], n = 0;
+    struct model_config c = tiny_config(3);
+    struct problem p;
+    (void)state;
+    for (int i = 0; i < 100; i++)
+        n += len[i] = 1 + i % 2;
+    problem_open(&p, &c, DT_F32, 100, len);
+    cuts_check(&p, n);
+    problem_close(&p);
+    static const int32_t few[] = {40, 3, 64, 33, 9};
+    problem_open(&p, &c, DT_F32, 5, few);
+    cuts_check(&p, ROWS_MAX);
+    problem_close(&p);
+}
+
+static void test_large_vocabulary(void **state)
+{
+    // 70,001 tokens: 64 rows of logits at a time, so three chunks, the last one partial.
+    static const int32_t len[] = {60, 90, 35};
+    struct model_config c = tiny_config(0);
+    struct problem p;
+    (void)state;
+    c.hidden = 16;
+    c.n_layers = 1;
+    c.n_heads = c.n_kv_heads = 1;
+    c.ffn = 16;
+    c.vocab = 70001;
+    problem_open(&p, &c, DT_F32, 3, len);
+    for (int s = 0; s < 3; s++)
+        p.targets[p.seqs[s].row0] = 70000; // the last token too
+    cuts_check(&p, p.n);
+    problem_close(&p);
+}
+
+static void test_nothing_to_train(void **state)
+{
+    static const int32_t len[] = {5};
+    struct model_config c = tiny_config(0);
+    struct problem p;
+    (void)state;
+    problem_open(&p, &c, DT_F32, 1, len);
+    struct train *t = train_make(&p, DT_F32, 8, false);
+    float *g = mem_alloc((size_t)p.l.total * sizeof(float));
+    for (int i = 0; i < 5; i++)
+        p.targets[i] = -1;
+    assert_true(run(&p, t, 0, 1, true, g) == 0);
+    assert_true(norm_of(g, p.l.total) == 0);
+    struct batch none = {0};
+    train_forward(t, p.w, &none);
+    train_logprobs(t, p.w, NULL, NULL, NULL, NULL);
+    train_backward(t, p.w, NULL, NULL, g);
+    assert_true(norm_of(g, p.l.total) == 0);
+    mem_free(g);
+    train_close(t);
+    problem_close(&p);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_differences),
+                                       cmocka_unit_test(test_recompute_same_bits),
+                                       cmocka_unit_test(test_cuts), cmocka_unit_test(test_large_vocabulary),
+                                       cmocka_unit_test(test_nothing_to_train)};
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
