@@ -8,7 +8,7 @@
 
 struct reader {
     yaml_parser_t parser;
-    const char *file;
+    const char *file, *data; // the text itself: for the place of a byte that is no UTF-8
     struct arena *arena;
     struct error *err;
     int n_nodes;
@@ -26,10 +26,15 @@ static enum status reader_next(struct reader *r, yaml_event_t *event)
     yaml_parser_t *p = &r->parser;
     if (p->error == YAML_MEMORY_ERROR)
         return error_set(r->err, STATUS_NOMEM, "%s: out of memory", r->file);
-    if (p->error == YAML_READER_ERROR)
-        return error_set(r->err, STATUS_INVALID, "%s: byte %zu: %s", r->file, p->problem_offset,
-                         p->problem ? p->problem : "cannot be read");
-    return reader_fail(r, STATUS_INVALID, &p->problem_mark, p->problem ? p->problem : "not YAML");
+    yaml_mark_t at = p->problem_mark;
+    if (p->error == YAML_READER_ERROR) { // knows only an offset
+        at = (yaml_mark_t){0};
+        for (size_t i = 0; i < p->problem_offset; i++) {
+            at.column = r->data[i] == '\n' ? 0 : at.column + 1;
+            at.line += r->data[i] == '\n';
+        }
+    }
+    return reader_fail(r, STATUS_INVALID, &at, p->problem ? p->problem : "not YAML");
 }
 
 static enum status read_node(struct reader *r, yaml_event_t *event, int depth, struct yaml_node **ret);
@@ -200,7 +205,7 @@ static enum status read_stream(struct reader *r, struct yaml_node **ret)
 enum status yaml_parse(const char *data, size_t n, const char *file, struct arena *arena,
                        struct yaml_node **ret, struct error *err)
 {
-    struct reader r = {.file = file, .arena = arena, .err = err};
+    struct reader r = {.file = file, .data = data, .arena = arena, .err = err};
     if (n > YAML_BYTES)
         return error_set(err, STATUS_LIMIT, "%s: larger than %zu bytes", file, YAML_BYTES);
     if (!yaml_parser_initialize(&r.parser))

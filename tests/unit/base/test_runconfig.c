@@ -170,7 +170,7 @@ static void test_syntax_errors(void **state)
     refuse("a: !!int 1\n", NULL, "tags");
     refuse("seed: 1\n---\nseed: 2\n", NULL, "second document");
     refuse("seed: {\n", NULL, "run.yaml:");
-    refuse("name: \"\xff\"\n", NULL, "run.yaml");
+    refuse("seed: 1\nname: \"\xff\"\n", NULL, "run.yaml:2:8: invalid leading UTF-8 octet");
     refuse("name: \"a b\"\n", NULL, "letters, digits");
     refuse("name: a\tb: c\n", NULL, "run.yaml:1");
     char deep[400];

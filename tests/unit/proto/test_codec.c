@@ -619,7 +619,14 @@ static void test_sender_is_checked(void **state)
     REFUSED(MSG_PREPARE, ((uint8_t *)m.prepare.mask)[0] = 2);
     REFUSED(MSG_PREPARE, ((uint8_t *)m.prepare.mask)[0] ^=
                          1); // now the token says it was (not) sampled, and its array the opposite
-    REFUSED(MSG_PREPARE, ((int32_t *)m.prepare.versions)[0] = (int32_t)m.prepare.step + 1);
+    REFUSED(MSG_PREPARE, {
+        int64_t k = m.prepare.n_tokens - 1; // a sampled token of weights that are not there yet
+        ((uint8_t *)m.prepare.mask)[k] = 1;
+        ((float *)m.prepare.logprobs)[k] = -1;
+        ((int32_t *)m.prepare.versions)[k] = (int32_t)m.prepare.step + 1;
+    });
+    REFUSED(MSG_JOB, m.job.sampling.max_new = INT32_MIN);
+    REFUSED(MSG_TOKEN_DATA, m.tokens.offset = INT32_MAX);
     REFUSED(MSG_PREPARE, ((float *)m.prepare.temperatures)[0] = 0);
     REFUSED(MSG_PREPARE, m.prepare.updates = 0);
     REFUSED(MSG_PREPARE, m.prepare.lr = -1);
@@ -669,9 +676,18 @@ static void test_receiver_is_checked(void **state)
     expect_refused(&m, 5, 0, &nan, 4);
     struct codec_frame frames[CODEC_FRAMES];
     struct msg back;
-    random_msg(MSG_CANCEL, &m);
+    random_msg(MSG_JOB, &m);
     int n = encode(&m, frames);
     uint8_t *envelope = (uint8_t *)frames[0].data;
+    // protocol, one array: its length, kind, element, and then the count of ids
+    static const uint8_t announced[] = {0x08, 1, 0x10, 2, 0x18};
+    assert_memory_equal(envelope + 4, announced, sizeof(announced));
+    envelope[4 + sizeof(announced)] ^= 1;
+    assert_int_equal(decode(frames, n, &back), STATUS_PROTOCOL);
+    assert_non_null(strstr(err.text, "not as announced"));
+    random_msg(MSG_CANCEL, &m);
+    n = encode(&m, frames);
+    envelope = (uint8_t *)frames[0].data;
     assert_int_equal(envelope[0], 0x08); // field 1, the protocol version
     assert_int_equal(envelope[1], MSG_PROTOCOL);
     envelope[1] = MSG_PROTOCOL + 1;
