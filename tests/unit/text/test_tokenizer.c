@@ -184,6 +184,26 @@ static void test_invalid_utf8(void **state)
     tokenizer_close(t);
 }
 
+// Equal ranks merge from the left, in words of every length (short ones are scanned, long ones have a heap).
+static void test_leftmost_first(void **state)
+{
+    (void)state;
+    struct tokenizer *t =
+        open_text("{\"model\":{\"vocab\":{\"a\":0,\"aa\":1},\"merges\":[\"a a\"]}" BPE_TAIL);
+    for (size_t n = 3; n < 200; n += 2) {
+        struct error err;
+        struct tokens ids = {0};
+        char text[200];
+        memset(text, 'a', n);
+        assert_int_equal(tokenizer_encode(t, text, n, TOKENIZER_PLAIN, 0, &ids, &err), STATUS_OK);
+        assert_int_equal(ids.n, n / 2 + 1);
+        for (size_t i = 0; i < ids.n; i++)
+            assert_int_equal(ids.ids[i], i + 1 < ids.n);
+        tokens_done(&ids);
+    }
+    tokenizer_close(t);
+}
+
 // A megabyte without a space is merged in n log n, not n².
 static void test_long_words(void **state)
 {
@@ -286,6 +306,7 @@ int main(void)
         cmocka_unit_test(test_bytes),
         cmocka_unit_test(test_companion_files),
         cmocka_unit_test(test_invalid_utf8),
+        cmocka_unit_test(test_leftmost_first),
         cmocka_unit_test(test_long_words),
         cmocka_unit_test(test_behaviors),
         cmocka_unit_test(test_refusals),
