@@ -1,0 +1,80 @@
+// base/hash.h: published digests, and the weights hash against its definition.
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+// cmocka wants its four first
+#include <cmocka.h>
+
+#include <xxhash.h>
+
+#include "base/hash.h"
+
+static void test_known(void **state)
+{
+    (void)state;
+    char hex[HASH_HEX];
+    hash_sha256_hex("abc", 3, hex);
+    assert_string_equal(hex, "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad");
+    hash_sha256_hex("", 0, hex);
+    assert_string_equal(hex, "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855");
+    assert_true(hash64("", 0) == 0x2d06800538d394c2u);
+    assert_true(hash64("a", 1) != hash64("b", 1));
+    assert_true(hash64_seed("a", 1, 1) != hash64_seed("a", 1, 2));
+}
+
+// The definition, done the slow way: digests of whole chunks in memory, then one SHA-256.
+static void weights_hash_slow(const unsigned char *p, size_t n, char hex[HASH_HEX])
+{
+    XXH128_canonical_t digests[8];
+    size_t n_chunks = 0;
+    for (size_t at = 0; at < n; at += HASH_CHUNK_BYTES, n_chunks++) {
+        size_t len = n - at < HASH_CHUNK_BYTES ? n - at : HASH_CHUNK_BYTES;
+        XXH128_canonicalFromHash(&digests[n_chunks], XXH3_128bits(p + at, len));
+    }
+    hash_sha256_hex(digests, n_chunks * sizeof(digests[0]), hex);
+}
+
+static void test_weights(void **state)
+{
+    (void)state;
+    static const size_t sizes[] = {0,
+                                   1,
+                                   1000,
+                                   HASH_CHUNK_BYTES - 1,
+                                   HASH_CHUNK_BYTES,
+                                   HASH_CHUNK_BYTES + 1,
+                                   3 * HASH_CHUNK_BYTES + 12345};
+    static const size_t steps[] = {1 << 30, HASH_CHUNK_BYTES, 65536, 4099};
+    unsigned char *p = malloc(4 * HASH_CHUNK_BYTES);
+    for (size_t i = 0; i < 4 * HASH_CHUNK_BYTES; i++) {
+        p[i] = (unsigned char)(i * 2654435761u >> 13);
+    }
+    for (size_t s = 0; s < sizeof(sizes) / sizeof(sizes[0]); s++) {
+        char want[HASH_HEX], got[HASH_HEX];
+        weights_hash_slow(p, sizes[s], want);
+        for (size_t k = 0; k < 4; k++) {
+            struct weights_hash h;
+            weights_hash_init(&h);
+            for (size_t at = 0; at < sizes[s]; at += steps[k]) {
+                weights_hash_update(&h, p + at, sizes[s] - at < steps[k] ? sizes[s] - at : steps[k]);
+            }
+            weights_hash_final(&h, got);
+            weights_hash_done(&h);
+            assert_string_equal(got, want);
+        }
+    }
+    struct weights_hash h;
+    weights_hash_init(&h);
+    weights_hash_update(&h, p, 10);
+    weights_hash_done(&h); // given up half-way
+    free(p);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_known), cmocka_unit_test(test_weights)};
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
