@@ -113,9 +113,9 @@ static enum status fill_spare(struct loader *l, const struct worker_load *load, 
 }
 
 // Hands the spare to the compute thread and waits for the swap. false: stopped meanwhile.
-static bool swap(struct loader *l, const struct worker_load *load)
+static bool swap(struct loader *l, const struct worker_load *load, double load_ms)
 {
-    worker_give_weights(l->worker, l->spare, load);
+    worker_give_weights(l->worker, l->spare, load, load_ms);
     pthread_mutex_lock(&l->lock);
     while (!l->swapped && !l->stop)
         pthread_cond_wait(&l->wake, &l->lock);
@@ -133,7 +133,7 @@ static void run_load(struct loader *l, const struct worker_load *load)
     int64_t t0 = clock_mono_ns(clock);
     enum status st = fill_spare(l, load, &err);
     r.load_ms = (double)(clock_mono_ns(clock) - t0) * 1e-6;
-    if (st == STATUS_OK && !swap(l, load))
+    if (st == STATUS_OK && !swap(l, load, r.load_ms))
         return;
     pthread_mutex_lock(&l->lock);
     r.ok = st == STATUS_OK;

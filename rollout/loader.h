@@ -16,6 +16,7 @@ int64_t loader_newest(struct loader *l);
 void loader_return(struct loader *l, struct weights *old, double stall_ms);
 
 // worker.c: queues filled weights for the compute thread.
-void worker_give_weights(struct worker *w, struct weights *incoming, const struct worker_load *load);
+void worker_give_weights(struct worker *w, struct weights *incoming, const struct worker_load *load,
+                         double load_ms);
 
 #endif

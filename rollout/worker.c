@@ -318,9 +318,11 @@ static void *compute(void *arg)
 
 // ---- loader's side --------------------------------------------------------------------------------------------------------
 
-void worker_give_weights(struct worker *w, struct weights *incoming, const struct worker_load *load)
+void worker_give_weights(struct worker *w, struct weights *incoming, const struct worker_load *load,
+                         double load_ms)
 {
     pthread_mutex_lock(&w->lock);
+    w->stats.last_load_ms = load_ms;
     w->incoming_load = *load;
     w->incoming = incoming;
     pthread_cond_signal(&w->wake);

@@ -1,0 +1,439 @@
+// Talking to the orchestrator: see client.h. Runs on the I/O thread.
+#include "rollout/client.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "base/log.h"
+#include "base/mem.h"
+#include "rollout/fetch.h"
+#include "rollout/jobs.h"
+
+#define HELLO_MS        1000
+#define CHECK_MS        500
+#define RETRY_MS        10 // a full send queue is tried again after this
+#define RECEIVE_AT_ONCE 256
+#define PING_DEFAULT_MS 1000
+
+struct client {
+    struct client_config config;
+    char run[128], name[64];
+    struct wire *wire;
+    struct loop_pump *pump;
+    struct loop_timer *hello, *check, *retry;
+    struct jobs *jobs;
+    struct fetch *fetch;
+    bool welcome;
+    int64_t epoch; // newest orchestrator epoch seen, -1 = none
+    int64_t heard_ms, ping_ms;
+    int64_t pong_ns, pong_busy_ns; // of the last PONG
+    int64_t sent_messages, resent;
+};
+
+// false: not sent (the queue is full, or nobody is there yet).
+static bool send(struct client *c, const struct msg *m)
+{
+    struct error err;
+    enum status st = wire_send(c->wire, NULL, m, &err);
+    if (st != STATUS_OK && st != STATUS_AGAIN && st != STATUS_PEER) {
+        char quoted[1200];
+        log_event(LOG_WARN, "send_failed", "message=%s cause=%s", msg_type_name(m->type),
+                  log_quote(err.text, quoted, sizeof quoted));
+    }
+    c->sent_messages += st == STATUS_OK;
+    return st == STATUS_OK;
+}
+
+static void send_hello(void *ctx)
+{
+    struct client *c = ctx;
+    struct worker_stats s;
+    worker_stats(c->config.worker, &s);
+    struct msg m = {.type = MSG_HELLO};
+    m.hello = (struct msg_hello){
+        .role = ROLE_ENGINE,
+        .run = c->run,
+        .name = c->name,
+        .build = OOZE_VERSION,
+        .numerics_id = worker_numerics_id(c->config.worker),
+        .pid = getpid(),
+        .version = s.engine.version,
+        .version_hash = s.version_hash,
+        .kv_tokens = s.engine.kv_capacity,
+        .max_running = s.engine.max_running,
+        .restarts = c->config.restarts,
+    };
+    send(c, &m);
+}
+
+static void ask_again(struct client *c)
+{
+    c->welcome = false;
+    loop_timer_set(c->hello, 0, HELLO_MS);
+}
+
+static void check_silence(void *ctx)
+{
+    struct client *c = ctx;
+    if (c->welcome && loop_now_ms(c->config.loop) - c->heard_ms > 3 * c->ping_ms)
+        ask_again(c); // it may have been restarted, and not know us
+}
+
+// ---- tokens -------------------------------------------------------------------------------------------------------------
+
+static void send_queued(struct client *c)
+{
+    if (!c->welcome)
+        return; // all is sent again after WELCOME
+    for (struct job *b; (b = jobs_queued(c->jobs));) {
+        struct msg m;
+        jobs_message(c->jobs, b, &m);
+        if (!send(c, &m)) {
+            loop_timer_set(c->retry, RETRY_MS, 0);
+            return;
+        }
+        b->sent = b->n;
+        b->finish_sent = b->finish != FINISH_NONE;
+        jobs_unqueue(c->jobs);
+    }
+}
+
+static void on_retry(void *ctx)
+{
+    send_queued(ctx);
+}
+
+void client_outputs(struct client *c, const struct outputs *o)
+{
+    for (size_t i = 0; i < o->n_items; i++) {
+        struct job *b = jobs_find(c->jobs, o->items[i].job);
+        if (b && b->finish == FINISH_NONE) // unknown: of the HTTP API, or aborted with its epoch
+            jobs_take(c->jobs, b, o, &o->items[i]);
+    }
+    send_queued(c);
+}
+
+static void send_aborted(struct client *c, uint64_t job)
+{
+    struct msg m = {.type = MSG_TOKEN_DATA};
+    m.tokens = (struct msg_tokens){.job = job, .finish = FINISH_ABORT, .error = ""};
+    send(c, &m); // when lost, the CANCEL comes again
+}
+
+// ---- weights --------------------------------------------------------------------------------------------------------------
+
+static void send_loaded(struct client *c, const struct worker_loaded *l)
+{
+    struct msg m = {.type = MSG_LOADED};
+    m.loaded = (struct msg_loaded){.version = l->load.version,
+                                   .hash = l->load.hash,
+                                   .ok = l->ok,
+                                   .error = l->error,
+                                   .load_ms = l->load_ms,
+                                   .stall_ms = l->stall_ms};
+    send(c, &m); // when lost: HELLO says the version held, and VERSION is repeated
+}
+
+void client_loaded(struct client *c, const struct worker_loaded *l)
+{
+    if (strstr(l->load.path, "/ooze-fetch-"))
+        unlink(l->load.path); // fetch.c made it for us
+    send_loaded(c, l);
+}
+
+static void load_failed(struct client *c, const struct msg_version *v, const char *why)
+{
+    struct worker_loaded l = {.load.version = v->version};
+    snprintf(l.load.hash, sizeof l.load.hash, "%s", v->hash);
+    snprintf(l.error, sizeof l.error, "%s", why);
+    send_loaded(c, &l);
+}
+
+static void start_load(struct client *c, const struct msg_version *v, const char *path)
+{
+    struct worker_load load = {.version = v->version};
+    snprintf(load.path, sizeof load.path, "%s", path);
+    snprintf(load.hash, sizeof load.hash, "%s", v->hash);
+    struct error err;
+    if (worker_load_start(c->config.worker, &load, &err) != STATUS_OK)
+        log_event(LOG_DEBUG, "load_skipped", "version=%lld",
+                  (long long)v->version); // a newer one came meanwhile
+}
+
+static void on_version(struct client *c, const struct msg_version *v)
+{
+    struct worker_stats s;
+    worker_stats(c->config.worker, &s);
+    if (v->version == s.engine.version && strcmp(v->hash, s.version_hash) == 0) {
+        struct worker_loaded l = {.load.version = v->version, .ok = true};
+        snprintf(l.load.hash, sizeof l.load.hash, "%s", v->hash);
+        send_loaded(c, &l);
+        return;
+    }
+    if (v->version <= worker_newest(c->config.worker))
+        return;
+    if (*v->path && access(v->path, R_OK) == 0)
+        start_load(c, v, v->path);
+    else
+        fetch_start(c->fetch, v); // another host's file
+}
+
+static void fetch_send(void *ctx, const struct msg *m)
+{
+    send(ctx, m);
+}
+
+static void fetch_done(void *ctx, const struct msg_version *v, const char *path, const char *error)
+{
+    struct client *c = ctx;
+    if (error)
+        load_failed(c, v, error);
+    else
+        start_load(c, v, path);
+}
+
+// ---- messages -------------------------------------------------------------------------------------------------------------
+
+struct aborting {
+    struct client *client;
+    int64_t epoch;
+};
+
+static void abort_older(void *ctx, struct job *b)
+{
+    struct aborting *a = ctx;
+    if (b->epoch >= a->epoch)
+        return;
+    if (b->finish == FINISH_NONE)
+        worker_cancel(a->client->config.worker, b->job);
+    jobs_forget(a->client->jobs, b);
+}
+
+static void see_epoch(struct client *c, int64_t epoch)
+{
+    if (epoch <= c->epoch)
+        return;
+    c->epoch = epoch;
+    struct aborting a = {c, epoch};
+    jobs_each(c->jobs, abort_older, &a);
+}
+
+static void on_welcome(struct client *c, const struct msg_welcome *w)
+{
+    if (!w->accepted) {
+        c->config.on_refused(c->config.ctx, w->reason);
+        return;
+    }
+    if (strcmp(w->run, c->run) != 0) {
+        c->config.on_refused(c->config.ctx, "the orchestrator at this address belongs to another run");
+        return;
+    }
+    if (w->orchestrator_epoch < c->epoch)
+        return; // from an orchestrator that is gone
+    see_epoch(c, w->orchestrator_epoch);
+    c->welcome = true;
+    c->ping_ms = w->ping_interval_ms > 0 ? w->ping_interval_ms : PING_DEFAULT_MS;
+    loop_timer_stop(c->hello);
+    c->resent += jobs_count(c->jobs);
+    jobs_rewind_all(c->jobs);
+    if (w->version >= 0 && *w->version_hash) {
+        const struct msg_version v = {
+            .version = w->version, .path = w->version_path, .hash = w->version_hash};
+        on_version(c, &v);
+    }
+}
+
+static void on_ping(struct client *c, const struct msg_ping *p)
+{
+    struct worker_stats s;
+    worker_stats(c->config.worker, &s);
+    int64_t now = clock_mono_ns(clock_system());
+    double busy = c->pong_ns > 0 && now > c->pong_ns
+                      ? (double)(s.busy_ns - c->pong_busy_ns) / (double)(now - c->pong_ns)
+                      : 0;
+    c->pong_ns = now;
+    c->pong_busy_ns = s.busy_ns;
+    struct msg m = {.type = MSG_PONG};
+    m.ping = (struct msg_ping){
+        .nonce = p->nonce,
+        .version = s.engine.version,
+        .running = s.engine.running,
+        .waiting = s.engine.waiting,
+        .kv_used = s.engine.kv_used,
+        .kv_capacity = s.engine.kv_capacity,
+        .generated_tokens = s.engine.generated_tokens,
+        .prefill_tokens = s.engine.prefill_tokens,
+        .cached_tokens = s.engine.cached_tokens,
+        .preemptions = s.engine.preemptions,
+        .step = -1,
+        .busy = busy < 0   ? 0
+                : busy > 1 ? 1
+                           : busy,
+    };
+    send(c, &m);
+}
+
+static void on_job(struct client *c, const struct msg_job *m)
+{
+    if (m->orchestrator_epoch < c->epoch)
+        return;
+    if (m->orchestrator_epoch > c->epoch) {
+        see_epoch(c, m->orchestrator_epoch);
+        ask_again(c);
+    }
+    struct job *b = jobs_find(c->jobs, m->job);
+    if (b) {
+        jobs_rewind(c->jobs, b); // asked again: say again what is not acknowledged
+        return;
+    }
+    bool full = jobs_count(c->jobs) >= CLIENT_JOBS;
+    if (full || m->job & ((uint64_t)1 << 63)) {
+        struct msg reply = {.type = MSG_TOKEN_DATA};
+        reply.tokens = (struct msg_tokens){.job = m->job,
+                                           .finish = FINISH_ERROR,
+                                           .error = full ? "this engine has all the jobs it takes"
+                                                         : "job ids have 63 bits"};
+        send(c, &reply);
+        return;
+    }
+    b = jobs_add(c->jobs, m);
+    struct engine_job job = {.msg = *m, .flush_tokens = c->config.flush_tokens};
+    struct error err;
+    if (worker_submit(c->config.worker, &job, &err) != STATUS_OK)
+        jobs_fail(c->jobs, b, err.text);
+}
+
+static void on_cancel(struct client *c, uint64_t id)
+{
+    struct job *b = jobs_find(c->jobs, id);
+    if (!b)
+        send_aborted(c, id);
+    else if (b->finish == FINISH_NONE)
+        worker_cancel(c->config.worker, id);
+    else
+        jobs_rewind(c->jobs, b);
+}
+
+static void on_ack(struct client *c, const struct msg_ack *a)
+{
+    struct job *b = jobs_find(c->jobs, a->job);
+    if (b)
+        jobs_acknowledge(c->jobs, b, a->durable_to);
+}
+
+static void on_message(struct client *c, const struct msg *m)
+{
+    c->heard_ms = loop_now_ms(c->config.loop);
+    switch (m->type) {
+    case MSG_WELCOME:
+        on_welcome(c, &m->welcome);
+        break;
+    case MSG_PING:
+        on_ping(c, &m->ping);
+        break;
+    case MSG_JOB:
+        on_job(c, &m->job);
+        break;
+    case MSG_ACK:
+        on_ack(c, &m->ack);
+        break;
+    case MSG_CANCEL:
+        on_cancel(c, m->cancel.job);
+        break;
+    case MSG_VERSION:
+        on_version(c, &m->version);
+        break;
+    case MSG_CHUNK_DATA:
+        fetch_chunk(c->fetch, &m->chunk_data);
+        break;
+    default:
+        log_event(LOG_WARN, "unexpected_message", "type=%s", msg_type_name(m->type));
+    }
+}
+
+static int pending(void *ctx)
+{
+    const struct client *c = ctx;
+    return wire_pending(c->wire);
+}
+
+static void receive(void *ctx)
+{
+    struct client *c = ctx;
+    struct error err;
+    for (int i = 0; i < RECEIVE_AT_ONCE; i++) {
+        struct msg m;
+        enum status st = wire_recv(c->wire, NULL, &m, &err);
+        if (st == STATUS_AGAIN)
+            break;
+        if (st != STATUS_OK) {
+            char quoted[1200];
+            log_event(LOG_WARN, "receive_failed", "cause=%s", log_quote(err.text, quoted, sizeof quoted));
+            break;
+        }
+        on_message(c, &m);
+        wire_release(c->wire);
+    }
+    send_queued(c);
+}
+
+// ---- life -------------------------------------------------------------------------------------------------------------------
+
+enum status client_open(const struct client_config *config, struct client **ret, struct error *err)
+{
+    struct client *c = mem_must(1, sizeof *c);
+    c->config = *config;
+    snprintf(c->run, sizeof c->run, "%s", config->run);
+    snprintf(c->name, sizeof c->name, "%s", config->name);
+    c->epoch = -1;
+    c->ping_ms = PING_DEFAULT_MS;
+    c->jobs = jobs_open();
+    char id[128];
+    snprintf(id, sizeof id, "%s/%ld", c->name, (long)getpid());
+    enum status st = wire_connect(config->endpoint, id, config->curve, &c->wire, err);
+    if (st == STATUS_OK)
+        st = loop_pump_open(config->loop, wire_fd(c->wire), pending, receive, c, &c->pump, err);
+    if (st == STATUS_OK) {
+        const struct fetch_config f = {
+            .loop = config->loop, .dir = config->fetch_dir, .send = fetch_send, .done = fetch_done, .ctx = c};
+        c->fetch = fetch_open(&f);
+        c->hello = loop_timer_open(config->loop, send_hello, c);
+        c->check = loop_timer_open(config->loop, check_silence, c);
+        c->retry = loop_timer_open(config->loop, on_retry, c);
+        loop_timer_set(c->check, CHECK_MS, CHECK_MS);
+        ask_again(c);
+        *ret = c;
+    } else {
+        client_close(c);
+    }
+    return st;
+}
+
+void client_close(struct client *c)
+{
+    if (!c)
+        return;
+    loop_pump_close(c->pump);
+    loop_timer_close(c->hello);
+    loop_timer_close(c->check);
+    loop_timer_close(c->retry);
+    fetch_close(c->fetch);
+    if (c->wire)
+        wire_close(c->wire);
+    jobs_close(c->jobs);
+    free(c);
+}
+
+void client_stats(const struct client *c, struct client_stats *ret)
+{
+    *ret = (struct client_stats){
+        .welcome = c->welcome,
+        .orchestrator_epoch = c->epoch,
+        .jobs = jobs_count(c->jobs),
+        .kept_tokens = jobs_kept_tokens(c->jobs),
+        .sent_messages = c->sent_messages,
+        .resent = c->resent,
+    };
+}

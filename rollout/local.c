@@ -1,0 +1,301 @@
+// JSON lines on an engine: see local.h. Runs on the main thread.
+//
+// Lines are read while fewer than IN_FLIGHT are unanswered, so that a long file is batched and a short one answered at once;
+// answers keep the order of the lines.
+#include "rollout/local.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/json.h"
+#include "base/mem.h"
+#include "model/folder.h"
+
+#define IN_FLIGHT 512
+
+struct answer { // of line number `line`; slot line % IN_FLIGHT
+    bool open, done;
+    struct buf ids, logprobs; // members of the JSON arrays, as they come
+    char *text;               // the whole line, when done
+};
+
+struct local {
+    const struct local_config *config;
+    FILE *in, *out;
+    struct engine *engine;
+    struct answer answers[IN_FLIGHT];
+    uint64_t first, next; // lines [first, next) are unanswered
+    struct outputs outputs;
+    bool ended;
+};
+
+static struct answer *slot(struct local *l, uint64_t line)
+{
+    return &l->answers[line % IN_FLIGHT];
+}
+
+static void answer_error(struct answer *a, const char *why)
+{
+    struct buf b = {0};
+    buf_puts(&b, "{\"error\":");
+    json_put_string(&b, why, strlen(why));
+    buf_putc(&b, '}');
+    a->text = buf_take(&b, NULL);
+    a->done = true;
+}
+
+static enum status read_array(const json_t *j, const char *what, int32_t **ret, int32_t *ret_n,
+                              struct error *err)
+{
+    if (!json_is_array(j))
+        return error_set(err, STATUS_TYPE, "%s: give an array of token ids", what);
+    size_t n = json_array_size(j);
+    int32_t *ids = mem_must(n, sizeof *ids);
+    for (size_t i = 0; i < n; i++) {
+        json_int_t v = json_integer_value(json_array_get(j, i));
+        if (!json_is_integer(json_array_get(j, i)) || v < 0 || v > INT32_MAX) {
+            free(ids);
+            return error_set(err, STATUS_TYPE, "%s[%zu] is not a token id", what, i);
+        }
+        ids[i] = (int32_t)v;
+    }
+    *ret = ids;
+    *ret_n = (int32_t)n;
+    return STATUS_OK;
+}
+
+static enum status read_sampling(const json_t *j, const char *what, struct msg_job *m, struct error *err)
+{
+    struct msg_sampling *s = &m->sampling;
+    double temperature, top_p, min_p;
+    int64_t top_k, max_new, min_new, seed, trajectory;
+    enum status st = json_get_real(j, "temperature", false, 1, 0, 100, what, &temperature, err);
+    if (st == STATUS_OK)
+        st = json_get_real(j, "top_p", false, 1, 0, 1, what, &top_p, err);
+    if (st == STATUS_OK)
+        st = json_get_real(j, "min_p", false, 0, 0, 1, what, &min_p, err);
+    if (st == STATUS_OK)
+        st = json_get_int(j, "top_k", false, 0, 0, INT32_MAX, what, &top_k, err);
+    if (st == STATUS_OK)
+        st = json_get_int(j, "max_new", false, 128, 0, MSG_TOKENS_MAX, what, &max_new, err);
+    if (st == STATUS_OK)
+        st = json_get_int(j, "min_new", false, 0, 0, MSG_TOKENS_MAX, what, &min_new, err);
+    if (st == STATUS_OK)
+        st = json_get_int(j, "seed", false, 1, 0, INT64_MAX, what, &seed, err);
+    if (st == STATUS_OK)
+        st = json_get_int(j, "trajectory", false, (int64_t)m->trajectory, 0, INT64_MAX, what, &trajectory,
+                          err);
+    if (st == STATUS_OK)
+        st = json_get_bool(j, "ignore_eos", false, false, what, &s->ignore_eos, err);
+    int32_t *stop = NULL;
+    if (st == STATUS_OK && json_object_get(j, "stop_token_ids"))
+        st = read_array(json_object_get(j, "stop_token_ids"), "stop_token_ids", &stop, &s->n_stop, err);
+    if (st == STATUS_OK && s->n_stop > MSG_STOP_IDS)
+        st = error_set(err, STATUS_LIMIT, "stop_token_ids: at most %d", MSG_STOP_IDS);
+    if (st == STATUS_OK) {
+        if (stop)
+            memcpy(s->stop, stop, (size_t)s->n_stop * sizeof *stop);
+        s->temperature = (float)temperature;
+        s->top_p = (float)top_p;
+        s->min_p = (float)min_p;
+        s->top_k = (int32_t)top_k;
+        s->max_new = (int32_t)max_new;
+        s->min_new = (int32_t)min_new;
+        m->run_seed = (uint64_t)seed;
+        m->trajectory = (uint64_t)trajectory;
+    }
+    free(stop);
+    return st;
+}
+
+static enum status submit(struct local *l, const char *text, size_t n, uint64_t line, struct error *err)
+{
+    char what[64];
+    snprintf(what, sizeof what, "line %llu", (unsigned long long)line + 1);
+    json_t *j = NULL;
+    enum status st = json_parse(text, n, what, &j, err);
+    if (st != STATUS_OK)
+        return st;
+    struct engine_job job = {.msg = {.job = line + 1, .trajectory = line, .min_version = -1}};
+    int32_t *ids = NULL;
+    const json_t *given = json_object_get(j, "ids");
+    st = read_sampling(j, what, &job.msg, err);
+    if (st == STATUS_OK)
+        st = read_array(given ? given : json_object_get(j, "input_ids"), "ids", &ids, &job.msg.n_ids, err);
+    if (st == STATUS_OK) {
+        job.msg.ids = ids;
+        job.flush_tokens = 64;
+        if (l->config->score) {
+            job.msg.prompt_logprobs = true;
+            job.msg.sampling.max_new = job.msg.sampling.min_new = 0;
+        }
+        st = engine_submit(l->engine, &job, err);
+    }
+    free(ids);
+    json_decref(j);
+    return st;
+}
+
+// Reads lines until IN_FLIGHT are unanswered or the input ends.
+static enum status read_lines(struct local *l, struct error *err)
+{
+    char *line = NULL;
+    size_t cap = 0;
+    while (!l->ended && l->next - l->first < IN_FLIGHT) {
+        ssize_t n = getline(&line, &cap, l->in);
+        if (n < 0) {
+            l->ended = true;
+            if (ferror(l->in)) {
+                free(line);
+                return error_errno(err, errno, "reading standard input");
+            }
+            break;
+        }
+        if (strspn(line, " \t\r\n") == (size_t)n)
+            continue;
+        struct answer *a = slot(l, l->next);
+        *a = (struct answer){.open = true};
+        struct error why;
+        if (submit(l, line, (size_t)n, l->next, &why) != STATUS_OK)
+            answer_error(a, why.text);
+        l->next++;
+    }
+    free(line);
+    return STATUS_OK;
+}
+
+static void put_arrays(struct buf *b, const char *name, const struct buf *members)
+{
+    buf_printf(b, "\"%s\":[%s]", name, members->len ? members->data : "");
+}
+
+static void finish(struct answer *a, const struct output *i, bool score)
+{
+    static const char *const names[] = {"", "stop", "length", "abort", "error"};
+    struct buf b = {0};
+    if (i->finish == FINISH_ERROR) {
+        answer_error(a, i->error);
+        return;
+    }
+    buf_putc(&b, '{');
+    if (!score) {
+        put_arrays(&b, "output_ids", &a->ids);
+        buf_putc(&b, ',');
+    }
+    put_arrays(&b, "logprobs", &a->logprobs);
+    if (!score)
+        buf_printf(&b, ",\"finish\":\"%s\"", names[i->finish]);
+    buf_printf(&b, ",\"prompt_tokens\":%d,\"cached_tokens\":%d}", i->prompt_tokens, i->cached_tokens);
+    a->text = buf_take(&b, NULL);
+    a->done = true;
+}
+
+static void put_members(struct buf *to, const float *v, size_t n)
+{
+    for (size_t i = 0; i < n; i++)
+        buf_printf(to, "%s%.9g", to->len ? "," : "", (double)v[i]);
+}
+
+static void take_outputs(struct local *l)
+{
+    const struct outputs *o = &l->outputs;
+    for (size_t k = 0; k < o->n_items; k++) {
+        const struct output *i = &o->items[k];
+        struct answer *a = slot(l, i->job - 1);
+        for (int32_t t = 0; t < i->n; t++)
+            buf_printf(&a->ids, "%s%d", a->ids.len ? "," : "", o->ids[i->first_token + (size_t)t]);
+        if (l->config->score)
+            put_members(&a->logprobs, o->prompt_logprobs + i->first_prompt, (size_t)i->n_prompt_logprobs);
+        else
+            put_members(&a->logprobs, o->logprobs + i->first_token, (size_t)i->n);
+        if (i->finish != FINISH_NONE)
+            finish(a, i, l->config->score);
+    }
+    outputs_clear(&l->outputs);
+}
+
+static void answer_done(struct answer *a)
+{
+    buf_done(&a->ids);
+    buf_done(&a->logprobs);
+    free(a->text);
+    *a = (struct answer){0};
+}
+
+static enum status write_answers(struct local *l, struct error *err)
+{
+    bool wrote = false;
+    for (; l->first < l->next && slot(l, l->first)->done; l->first++, wrote = true) {
+        struct answer *a = slot(l, l->first);
+        fprintf(l->out, "%s\n", a->text);
+        answer_done(a);
+    }
+    if (wrote && fflush(l->out) != 0)
+        return error_errno(err, errno, "writing the answers");
+    return STATUS_OK;
+}
+
+static enum status answer_all(struct local *l, struct error *err)
+{
+    for (;;) {
+        enum status st = read_lines(l, err);
+        if (st == STATUS_OK)
+            st = engine_step(l->engine, &l->outputs, err);
+        if (st != STATUS_OK)
+            return st;
+        take_outputs(l);
+        st = write_answers(l, err);
+        if (st != STATUS_OK)
+            return st;
+        if (l->ended && l->first == l->next)
+            return STATUS_OK;
+    }
+}
+
+static enum status open_weights(const struct local_config *c, struct device *d, struct model_config *model,
+                                struct weights **ret, struct error *err)
+{
+    struct layout layout = {0};
+    float *master = NULL;
+    enum status st = model_config_read(c->model_dir, model, err);
+    if (st != STATUS_OK)
+        return st;
+    st = layout_open(model, &layout, err);
+    if (st == STATUS_OK)
+        st = model_folder_read(c->model_dir, model, &layout, &master, err);
+    if (st == STATUS_OK)
+        st = weights_open(d, model, &layout, c->dtype, false, ret, err);
+    if (st == STATUS_OK)
+        weights_set(*ret, master);
+    mem_free(master);
+    layout_done(&layout);
+    return st;
+}
+
+enum status local_run(const struct local_config *c, FILE *in, FILE *out, struct error *err)
+{
+    struct local *l = mem_must(1, sizeof *l);
+    *l = (struct local){.config = c, .in = in, .out = out};
+    outputs_init(&l->outputs);
+    struct device *d = NULL;
+    struct weights *w = NULL;
+    struct model_config model;
+    enum status st = device_open("cpu", c->isa, c->threads, &d, err);
+    if (st == STATUS_OK)
+        st = open_weights(c, d, &model, &w, err);
+    if (st == STATUS_OK)
+        st = engine_open(d, &model, c->dtype, &c->engine, &l->engine, err);
+    if (st == STATUS_OK) {
+        engine_set_weights(l->engine, w, 0);
+        st = answer_all(l, err);
+    }
+    for (int i = 0; i < IN_FLIGHT; i++)
+        answer_done(&l->answers[i]);
+    engine_close(l->engine);
+    weights_close(w);
+    device_close(d);
+    outputs_done(&l->outputs);
+    free(l);
+    return st;
+}
