@@ -54,7 +54,7 @@ enum status wire_recv(struct wire *w, struct wire_peer *ret_peer, struct msg *re
                       struct error *err) OOZE_MUST_USE;
 void wire_release(struct wire *w);
 // Waits for input up to timeout_ms (-1 = for ever): for threads without an event loop. STATUS_TIMEOUT when
-// none came.
+// none came, or when a signal cut the wait short.
 enum status wire_wait(struct wire *w, int timeout_ms, struct error *err) OOZE_MUST_USE;
 
 uint64_t wire_garbage(const struct wire *w); // frames dropped so far

@@ -210,9 +210,9 @@ static void test_curve_beside_ipc(void **state)
     OK(file_write_atomic(allow, friend.public, 40, 0600, &err));
     const struct wire_curve as_server = {server.secret, server.public, NULL, allow};
     const struct wire_curve as_friend = {friend.secret, friend.public, server.public, NULL};
-    OK(wire_bind(ipc, &as_server, &s, &err));
-    OK(wire_bind_more(s, "tcp://127.0.0.1:*", &err));
+    OK(wire_bind("tcp://127.0.0.1:*", &as_server, &s, &err));
     snprintf(tcp, sizeof(tcp), "%s", wire_address(s));
+    OK(wire_bind_more(s, ipc, &err));
     OK(wire_connect(ipc, "local", NULL, &local, &err));
     OK(wire_connect(tcp, "remote", &as_friend, &remote, &err));
     converse(s, local, &peer);
