@@ -9,14 +9,21 @@ static void dw_pack(const struct gemm_dw *g, const float *src, int64_t ld, int64
                     int64_t width, float *dst)
 {
     (void)g;
-    for (int64_t c = c0; c < c1; c += width)
-        for (int64_t i = 0; i < m; i += 2, dst += width)
+    int64_t steps = DW_STEPS(m);
+    for (int64_t i = 0; i < m; i += 2, dst += width) {
+        float *to = dst;
+        for (int64_t c = c0; c < c1; c += width, to += steps * width)
             for (int64_t j = 0; j < width; j += 16) {
                 int64_t in = max_i64(0, min_i64(min_i64(16, width - j), c1 - c - j));
-                v16 a = v_load_n(src + i * ld + c + j, in),
-                    b = i + 1 < m ? v_load_n(src + (i + 1) * ld + c + j, in) : v_zero();
-                v_store_n(dst + j, v_pairs(a, b), min_i64(16, width - j));
+                const float *row = src + i * ld + c + j;
+                v16 a = v_load_n(row, in), b = i + 1 < m ? v_load_n(row + ld, in) : v_zero();
+                if (i + 5 < m) { // rows lie far apart: no hardware prefetcher follows
+                    __builtin_prefetch(row + 4 * ld);
+                    __builtin_prefetch(row + 5 * ld);
+                }
+                v_store_n(to + j, v_pairs(a, b), min_i64(16, width - j));
             }
+    }
 }
 
 static void dw_tile(int64_t steps, const struct operands *o, float *c, bool fresh)

@@ -81,9 +81,9 @@ static void gemm_run(struct device *d, const struct gemm_weight *w, int64_t m, c
     assert(m >= 0 && (m < 2 || (ldx >= w->k && ldy >= w->n)));
     struct gemm g = {d, w, m, x, ldx, bias, accumulate, y, ldy};
     int64_t chunks = ceil_div(m, GEMM_CHUNK);
-    // A panel's time: its products, or at least its way from memory.
-    double rows = chunks ? (double)m / (double)chunks : 0;
-    double products = rows * (double)w->k * PANEL * 0.02,
-           bytes = (double)w->k * PANEL * (double)dtype_bytes(w->dtype) * 0.05;
+    // A panel's time: its products, or at least its way here (out of the caches or out of memory).
+    double rows = chunks ? (double)m / (double)chunks : 0, size = (double)dtype_bytes(w->dtype);
+    double near = (double)w->n * (double)w->k * size < 16e6 ? 0.012 : 0.04;
+    double products = rows * (double)w->k * PANEL * 0.01, bytes = (double)w->k * PANEL * size * near;
     split_run(d, chunks * ceil_div(w->n, PANEL), 1, products > bytes ? products : bytes, gemm_units, &g);
 }

@@ -99,5 +99,5 @@ static void gemm_dw_run(struct device *d, enum dtype dtype, int64_t m, int64_t n
             break;
     }
     int64_t blocks = g.cut_n * g.cut_k;
-    split_run(d, blocks, 1, (double)m * (double)n * (double)k * 0.02 / (double)blocks, dw_blocks, &g);
+    split_run(d, blocks, 1, (double)m * (double)n * (double)k * 0.01 / (double)blocks, dw_blocks, &g);
 }

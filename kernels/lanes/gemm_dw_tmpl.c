@@ -10,13 +10,17 @@ static void dw_tile(int64_t m, const struct operands *o, float *c, bool fresh)
 static void dw_pack(const struct gemm_dw *g, const float *src, int64_t ld, int64_t m, int64_t c0, int64_t c1,
                     int64_t width, float *dst)
 {
-    for (int64_t c = c0; c < c1; c += width)
-        for (int64_t i = 0; i < m; i++, dst += width)
+    for (int64_t i = 0; i < m; i++, dst += width) {
+        float *to = dst;
+        for (int64_t c = c0; c < c1; c += width, to += m * width)
             for (int64_t j = 0; j < width; j += 16) {
                 int64_t in = max_i64(0, min_i64(min_i64(16, width - j), c1 - c - j));
                 v16 a = v_load_n(src + i * ld + c + j, in);
-                v_store_n(dst + j, g->dtype == DT_BF16 ? v_round_bf16(a) : a, min_i64(16, width - j));
+                if (i + 4 < m) // rows lie far apart: no hardware prefetcher follows
+                    __builtin_prefetch(src + (i + 4) * ld + c + j);
+                v_store_n(to + j, g->dtype == DT_BF16 ? v_round_bf16(a) : a, min_i64(16, width - j));
             }
+    }
 }
 
 void LANES(gemm_dw)(struct device *d, enum dtype dtype, int64_t m, int64_t n, int64_t k, const float *dy,

@@ -1,5 +1,6 @@
 // gemm, gemm_dw, weight_pack and bias_grad of every class against ref: random shapes with odd tails, strides, junk around, special values.
 #include "tests/kernels/check.h"
+#include "tests/kernels/gemm_bench.h"
 
 static struct check check;
 
@@ -253,8 +254,11 @@ static void test_fp8_codes(void **state)
     }
 }
 
-int main(void)
+// --bench [isa] [threads] measures instead.
+int main(int argc, char **argv)
 {
+    if (argc > 1 && !strcmp(argv[1], "--bench"))
+        return gemm_bench(argc > 2 ? argv[2] : "auto", argc > 3 ? atoi(argv[3]) : 0);
     if (!check_init(&check, 11))
         return 77;
     const struct CMUnitTest tests[] = {
