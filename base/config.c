@@ -3,39 +3,14 @@
 #include "base/config.h"
 
 #include <assert.h>
-#include <errno.h>
 #include <limits.h>
-#include <locale.h>
-#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
-struct apply {
-    struct config_origins *origins;
-    const char *folder;
-    char *top; // the whole struct, for offsets
-    struct error *err;
-};
+#include "base/config_value.h"
 
-// ---- errors
-// -------------------------------------------------------------------------------------------------------
-
-static const char *node_where(const struct yaml_node *n, char *buf, size_t size)
-{
-    if (n->line)
-        snprintf(buf, size, "%s:%d:%d: ", n->file, n->line, n->column);
-    else
-        snprintf(buf, size, "override '%.200s': ", n->file);
-    return buf;
-}
-
-static enum status value_fail(const struct apply *a, enum status s, const struct yaml_node *n,
-                              const char *path, const char *what)
-{
-    char where[512];
-    return error_set(a->err, s, "%s%s: %s", node_where(n, where, sizeof(where)), path, what);
-}
+// ---- nearest key -----------------------------------------------------------------------------------------
 
 // Levenshtein distance of two short words; long ones count as far apart.
 static int edit_distance(const char *a, const char *b)
@@ -109,8 +84,8 @@ static void nearest_find(const struct config_schema *s, const char *prefix, cons
     }
 }
 
-static enum status unknown_key(const struct apply *a, const struct config_schema *s, const char *shown,
-                               const char *prefix, const struct yaml_node *n)
+static enum status unknown_key(const struct config_apply_state *a, const struct config_schema *s,
+                               const char *shown, const char *prefix, const struct yaml_node *n)
 {
     struct nearest best = {.distance = INT_MAX};
     nearest_find(s, prefix, n->key, &best);
@@ -123,11 +98,10 @@ static enum status unknown_key(const struct apply *a, const struct config_schema
     else
         snprintf(hint, sizeof(hint), "; docs/configuration.md lists the keys");
     return error_set(a->err, STATUS_INVALID, "%sunknown key '%s%.64s'%s",
-                     node_where(&at, where, sizeof(where)), shown, n->key, hint);
+                     config_value_where(&at, where, sizeof(where)), shown, n->key, hint);
 }
 
-// ---- origins
-// ------------------------------------------------------------------------------------------------------
+// ---- origins ---------------------------------------------------------------------------------------------
 
 void config_origins_done(struct config_origins *o)
 {
@@ -137,7 +111,7 @@ void config_origins_done(struct config_origins *o)
     *o = (struct config_origins){0};
 }
 
-static void origin_note(const struct apply *a, const void *member, const struct yaml_node *n)
+static void origin_note(const struct config_apply_state *a, const void *member, const struct yaml_node *n)
 {
     struct config_origins *o = a->origins;
     if (o->n == o->cap) {
@@ -155,206 +129,22 @@ const char *config_where(const struct config_origins *o, size_t offset, char *bu
         if (o->v[i].offset != offset)
             continue;
         struct yaml_node at = {.file = o->v[i].file, .line = o->v[i].line, .column = o->v[i].column};
-        return node_where(&at, buf, n);
+        return config_value_where(&at, buf, n);
     }
     return buf;
 }
 
-// ---- scalars
-// ------------------------------------------------------------------------------------------------------
+// ---- lists -----------------------------------------------------------------------------------------------
 
-static bool parse_real(const char *text, double *ret)
-{
-    if (strspn(text, "0123456789+-.eE") != strlen(text) || !*text)
-        return false; // keeps out hex, inf, nan and blanks
-    locale_t c_locale =
-        newlocale(LC_ALL_MASK, "C", (locale_t)0); // a decimal point whatever the process speaks
-    if (!c_locale)
-        return false;
-    char *end;
-    *ret = strtod_l(text, &end, c_locale);
-    freelocale(c_locale);
-    return *end == 0 && isfinite(*ret);
-}
-
-static bool parse_int(const char *text, int64_t *ret)
-{
-    const char *digits = text + (*text == '-' || *text == '+');
-    if (!*digits || strspn(digits, "0123456789") != strlen(digits))
-        return false;
-    errno = 0;
-    char *end;
-    *ret = strtoll(text, &end, 10);
-    return errno == 0;
-}
-
-static bool parse_u64(const char *text, uint64_t *ret)
-{
-    if (!*text || strspn(text, "0123456789") != strlen(text))
-        return false;
-    errno = 0;
-    *ret = strtoull(text, NULL, 10);
-    return errno == 0;
-}
-
-static int name_index(const char *const *names, const char *text)
-{
-    for (int i = 0; names[i]; i++)
-        if (strcmp(names[i], text) == 0)
-            return i;
-    return -1;
-}
-
-static enum status bad_name(const struct apply *a, const struct config_field *f, const char *shown,
-                            const struct yaml_node *n)
-{
-    struct buf b = {0};
-    buf_printf(&b, "'%.64s' is not one of", n->text);
-    for (int i = 0; f->names[i]; i++)
-        buf_printf(&b, "%s %s", i ? "," : "", f->names[i][0] ? f->names[i] : "\"\"");
-    enum status rc = value_fail(a, STATUS_RANGE, n, shown, b.data);
-    buf_done(&b);
-    return rc;
-}
-
-static bool is_word(const char *s)
-{
-    static const char tail[] = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_";
-    return *s == 0 || (strchr(tail, *s) < tail + 52 && strspn(s, tail) == strlen(s));
-}
-
-// Copies n's text into dst[size], zero-padded; makes relative paths absolute.
-static enum status store_string(const struct apply *a, const struct config_field *f, bool path,
-                                const char *shown, const struct yaml_node *n, char *dst)
-{
-    const char *text = n->text;
-    char joined[8192];
-    if (path && *text && *text != '/') {
-        if (snprintf(joined, sizeof(joined), "%s/%s", a->folder, text) >= (int)sizeof(joined))
-            return value_fail(a, STATUS_LIMIT, n, shown, "path too long");
-        text = joined;
-    }
-    char what[96];
-    snprintf(what, sizeof(what), "longer than %zu bytes", f->size - 1);
-    if (strlen(text) >= f->size)
-        return value_fail(a, STATUS_LIMIT, n, shown, what);
-    memset(dst, 0, f->size);
-    memcpy(dst, text, strlen(text));
-    return STATUS_OK;
-}
-
-static enum status out_of_range(const struct apply *a, const struct config_field *f, const char *shown,
-                                const struct yaml_node *n)
-{
-    char what[200];
-    snprintf(what, sizeof(what), "%.40s is out of range: %s %.15g and %s %.15g", n->text,
-             f->flags & CONFIG_ABOVE_MIN ? "above" : "at least", f->min,
-             f->flags & CONFIG_BELOW_MAX ? "below" : "at most", f->max);
-    return value_fail(a, STATUS_RANGE, n, shown, what);
-}
-
-static enum status store_number(const struct apply *a, const struct config_field *f, const char *shown,
-                                const struct yaml_node *n, void *dst)
-{
-    double d = 0;
-    int64_t i = 0;
-    uint64_t u = 0;
-    bool ok = !n->quoted;
-    if (f->type == CONFIG_INT) {
-        ok = ok && parse_int(n->text, &i);
-        d = (double)i;
-    } else if (f->type == CONFIG_U64) {
-        ok = ok && parse_u64(n->text, &u);
-        d = (double)u;
-    } else {
-        ok = ok && parse_real(n->text, &d);
-    }
-    if (!ok) {
-        char what[160];
-        snprintf(what, sizeof(what), "'%.64s' is not %s", n->text,
-                 f->type == CONFIG_REAL ? "a number" : "a whole number");
-        return value_fail(a, STATUS_TYPE, n, shown, what);
-    }
-    if (d < f->min || d > f->max || (d == f->min && (f->flags & CONFIG_ABOVE_MIN)) ||
-        (d == f->max && (f->flags & CONFIG_BELOW_MAX)))
-        return out_of_range(a, f, shown, n);
-    if (f->type == CONFIG_INT)
-        *(int64_t *)dst = i;
-    else if (f->type == CONFIG_U64)
-        *(uint64_t *)dst = u;
-    else
-        *(double *)dst = d == 0 ? 0 : d; // no -0: equal configurations are equal bytes
-    return STATUS_OK;
-}
-
-static enum status store_scalar(const struct apply *a, const struct config_field *f, const char *shown,
-                                const struct yaml_node *n, void *dst)
-{
-    if (n->kind != YAML_SCALAR)
-        return value_fail(a, STATUS_TYPE, n, shown, "one value expected, not a list or a map");
-    if (!n->quoted && (n->text[0] == 0 || strcmp(n->text, "~") == 0 || strcmp(n->text, "null") == 0))
-        return value_fail(a, STATUS_TYPE, n, shown, "no value given (an empty text is written \"\")");
-    switch (f->type) {
-    case CONFIG_BOOL:
-        if (n->quoted || (strcmp(n->text, "true") != 0 && strcmp(n->text, "false") != 0))
-            return value_fail(a, STATUS_TYPE, n, shown, "true or false expected");
-        *(bool *)dst = n->text[0] == 't';
-        return STATUS_OK;
-    case CONFIG_STRING: {
-        if (f->names && name_index(f->names, n->text) < 0)
-            return bad_name(a, f, shown, n);
-        if ((f->flags & CONFIG_WORD) && !is_word(n->text))
-            return value_fail(a, STATUS_INVALID, n, shown,
-                              "letters, digits, - and _ only, starting with a letter");
-        bool bytes = (f->flags & CONFIG_OR_BYTES) && strcmp(n->text, "bytes") == 0;
-        return store_string(a, f, (f->flags & CONFIG_PATH) && !bytes, shown, n, dst);
-    }
-    case CONFIG_ENUM: {
-        int k = name_index(f->names, n->text);
-        if (k < 0)
-            return bad_name(a, f, shown, n);
-        *(int64_t *)dst = k;
-        return STATUS_OK;
-    }
-    default:
-        return store_number(a, f, shown, n, dst);
-    }
-}
-
-// ---- lists
-// --------------------------------------------------------------------------------------------------------
-
-static enum status apply_map(const struct apply *a, const struct config_schema *s,
+static enum status apply_map(const struct config_apply_state *a, const struct config_schema *s,
                              const struct yaml_node *map, const char *prefix, const char *shown, char *base);
 
-static enum status store_strings(const struct apply *a, const struct config_field *f, const char *shown,
-                                 const struct yaml_node *n, char *base)
-{
-    if (n->kind != YAML_LIST)
-        return value_fail(a, STATUS_TYPE, n, shown, "a list expected, e.g. [one, two]");
-    if (n->n > f->max_items)
-        return value_fail(a, STATUS_LIMIT, n, shown, "too many items");
-    char *dst = base + f->offset;
-    memset(dst, 0, f->size * (size_t)f->max_items);
-    int i = 0;
-    for (const struct yaml_node *item = n->child; item; item = item->next, i++) {
-        if (item->kind != YAML_SCALAR)
-            return value_fail(a, STATUS_TYPE, item, shown, "the items are texts");
-        bool path = (f->flags & CONFIG_PROGRAM) && i == 0 && strchr(item->text, '/');
-        enum status rc = store_string(a, f, path, shown, item, dst + f->size * (size_t)i);
-        if (rc != STATUS_OK)
-            return rc;
-    }
-    *(int64_t *)(base + f->count_offset) = i;
-    return STATUS_OK;
-}
-
-static enum status store_list(const struct apply *a, const struct config_field *f, const char *shown,
-                              const struct yaml_node *n, char *base)
+static enum status store_list(const struct config_apply_state *a, const struct config_field *f,
+                              const char *shown, const struct yaml_node *n, char *base)
 {
     char *dst = base + f->offset;
     if (n->n > f->max_items)
-        return value_fail(a, STATUS_LIMIT, n, shown, "too many items");
+        return config_value_fail(a, STATUS_LIMIT, n, shown, "too many items");
     memset(dst, 0, f->size * (size_t)f->max_items);
     *(int64_t *)(base + f->count_offset) = n->n;
     int i = 0;
@@ -362,7 +152,7 @@ static enum status store_list(const struct apply *a, const struct config_field *
         char where[256], *slot = dst + f->size * (size_t)i;
         snprintf(where, sizeof(where), "%.200s.%d", shown, i);
         if (item->kind != YAML_MAP)
-            return value_fail(a, STATUS_TYPE, item, where, "a map of keys expected");
+            return config_value_fail(a, STATUS_TYPE, item, where, "a map of keys expected");
         config_defaults(f->item, slot);
         origin_note(a, slot, item);
         snprintf(where, sizeof(where), "%.200s.%d.", shown, i);
@@ -374,13 +164,13 @@ static enum status store_list(const struct apply *a, const struct config_field *
 }
 
 // "stages: {rl: {steps: 10}}" and the override stages.rl.steps=10: members by name, or by index from 0.
-static enum status change_list(const struct apply *a, const struct config_field *f, const char *shown,
-                               const struct yaml_node *map, char *base)
+static enum status change_list(const struct config_apply_state *a, const struct config_field *f,
+                               const char *shown, const struct yaml_node *map, char *base)
 {
     int64_t n_items = *(int64_t *)(base + f->count_offset);
     for (const struct yaml_node *m = map->child; m; m = m->next) {
         int64_t k = -1;
-        if (!parse_int(m->key, &k)) {
+        if (!config_value_int(m->key, &k)) {
             for (k = n_items - 1; k >= 0; k--)
                 if (strcmp(f->item->item_name(base + f->offset + f->size * (size_t)k), m->key) == 0)
                     break;
@@ -389,11 +179,11 @@ static enum status change_list(const struct apply *a, const struct config_field 
         if (k < 0 || k >= n_items) {
             snprintf(where, sizeof(where), "no member '%.64s' among the %d given before", m->key,
                      (int)n_items);
-            return value_fail(a, STATUS_NOTFOUND, m, shown, where);
+            return config_value_fail(a, STATUS_NOTFOUND, m, shown, where);
         }
         snprintf(where, sizeof(where), "%.200s.%.64s", shown, m->key);
         if (m->kind != YAML_MAP)
-            return value_fail(a, STATUS_TYPE, m, where, "a map of keys expected");
+            return config_value_fail(a, STATUS_TYPE, m, where, "a map of keys expected");
         snprintf(where, sizeof(where), "%.200s.%.64s.", shown, m->key);
         enum status rc = apply_map(a, f->item, m, "", where, base + f->offset + f->size * (size_t)k);
         if (rc != STATUS_OK)
@@ -402,8 +192,7 @@ static enum status change_list(const struct apply *a, const struct config_field 
     return STATUS_OK;
 }
 
-// ---- maps
-// ---------------------------------------------------------------------------------------------------------
+// ---- maps ------------------------------------------------------------------------------------------------
 
 static const struct config_field *find_field(const struct config_schema *s, const char *path,
                                              bool *ret_section)
@@ -419,24 +208,24 @@ static const struct config_field *find_field(const struct config_schema *s, cons
     return NULL;
 }
 
-static enum status apply_field(const struct apply *a, const struct config_field *f, const char *shown,
-                               const struct yaml_node *n, char *base)
+static enum status apply_field(const struct config_apply_state *a, const struct config_field *f,
+                               const char *shown, const struct yaml_node *n, char *base)
 {
     origin_note(a, base + f->offset, n);
     if (f->type == CONFIG_STRINGS)
-        return store_strings(a, f, shown, n, base);
+        return config_value_strings(a, f, shown, n, base);
     if (f->type != CONFIG_LIST)
-        return store_scalar(a, f, shown, n, base + f->offset);
+        return config_value_scalar(a, f, shown, n, base + f->offset);
     if (n->kind == YAML_MAP)
         return change_list(a, f, shown, n, base);
     if (n->kind == YAML_LIST)
         return store_list(a, f, shown, n, base);
-    return value_fail(a, STATUS_TYPE, n, shown, "a list of maps expected");
+    return config_value_fail(a, STATUS_TYPE, n, shown, "a list of maps expected");
 }
 
 // prefix: the schema's path so far with its dot ("rollout."); shown: the same for people, list members
 // included.
-static enum status apply_map(const struct apply *a, const struct config_schema *s,
+static enum status apply_map(const struct config_apply_state *a, const struct config_schema *s,
                              const struct yaml_node *map, const char *prefix, const char *shown, char *base)
 {
     enum status rc = STATUS_OK;
@@ -454,7 +243,7 @@ static enum status apply_map(const struct apply *a, const struct config_schema *
         } else if (!section) {
             rc = unknown_key(a, s, shown, prefix, m);
         } else if (m->kind != YAML_MAP) {
-            rc = value_fail(a, STATUS_TYPE, m, label, "a map of keys expected");
+            rc = config_value_fail(a, STATUS_TYPE, m, label, "a map of keys expected");
         } else {
             char deeper[256];
             snprintf(deeper, sizeof(deeper), "%.254s.", path);
@@ -468,7 +257,7 @@ static enum status apply_map(const struct apply *a, const struct config_schema *
 enum status config_apply(const struct config_schema *s, const struct yaml_node *root, const char *folder,
                          void *ret, struct config_origins *origins, struct error *err)
 {
-    struct apply a = {.origins = origins, .folder = folder, .top = ret, .err = err};
+    struct config_apply_state a = {.origins = origins, .folder = folder, .top = ret, .err = err};
     if (root->kind != YAML_MAP)
         return error_set(err, STATUS_TYPE, "%s:%d:%d: a map of keys expected", root->file, root->line,
                          root->column);
@@ -519,14 +308,13 @@ enum status config_override(const struct config_schema *s, const char *text, con
     return config_apply(s, node, folder, ret, origins, err);
 }
 
-// ---- defaults
-// -----------------------------------------------------------------------------------------------------
+// ---- defaults --------------------------------------------------------------------------------------------
 
 static void default_value(const struct config_field *f, char *base)
 {
     struct yaml_node n = {.kind = YAML_SCALAR, .file = "default", .text = f->def};
     struct error err;
-    struct apply a = {.folder = "", .top = base, .err = &err};
+    struct config_apply_state a = {.folder = "", .top = base, .err = &err};
     char *dst = base + f->offset;
     if (f->type == CONFIG_STRINGS || f->type == CONFIG_LIST) {
         memset(dst, 0, f->size * (size_t)f->max_items);
@@ -540,7 +328,7 @@ static void default_value(const struct config_field *f, char *base)
     n.quoted = f->type == CONFIG_STRING;
     if (n.quoted && f->def[0] == '(')
         n.text = "";
-    enum status rc = store_scalar(&a, f, f->path, &n, dst);
+    enum status rc = config_value_scalar(&a, f, f->path, &n, dst);
     assert(rc == STATUS_OK && "a default of the table breaks its own row");
     (void)rc;
 }

@@ -127,8 +127,7 @@ void config_print(const struct config_schema *s, const void *c, struct buf *out)
     print_level(s, c, 0, out);
 }
 
-// ---- documentation
-// ------------------------------------------------------------------------------------------------
+// ---- documentation ---------------------------------------------------------------------------------------
 
 static void put_bound(struct buf *out, double v)
 {

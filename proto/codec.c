@@ -15,7 +15,7 @@ _Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "array frames are litt
 
 #define ENVELOPE_MAX ((size_t)MSG_JSON + (1u << 20)) // JSON texts and the largest table of members
 
-// ---- encode -------------------------------------------------------------------------------------------------------
+// ---- encode ----------------------------------------------------------------------------------------------
 
 #define PUT_N(f) pb->f = m->f;
 #define PUT_S(f) pb->f = (char *)(m->f ? m->f : "");
@@ -185,7 +185,7 @@ enum status codec_encode(const struct msg *m, struct arena *arena, struct codec_
     return STATUS_OK;
 }
 
-// ---- decode -------------------------------------------------------------------------------------------------------
+// ---- decode ----------------------------------------------------------------------------------------------
 
 static void *unpack_alloc(void *arena, size_t bytes)
 {

@@ -38,7 +38,7 @@ const char *msg_type_name(enum msg_type t)
     return (unsigned)t < sizeof(names) / sizeof(names[0]) ? names[t] : "UNKNOWN";
 }
 
-// ---- arrays -------------------------------------------------------------------------------------------------------
+// ---- arrays ----------------------------------------------------------------------------------------------
 
 size_t msg_element_bytes(int element)
 {
@@ -82,7 +82,7 @@ int msg_arrays(struct msg *m, struct msg_array ret[MSG_ARRAYS])
     return n;
 }
 
-// ---- words of the checks ------------------------------------------------------------------------------------------
+// ---- words of the checks ---------------------------------------------------------------------------------
 
 struct check {
     const char *message; // name
@@ -145,7 +145,7 @@ static bool is_time(double ms)
     return isfinite(ms) && ms >= 0;
 }
 
-// ---- one function a message ---------------------------------------------------------------------------------------
+// ---- one function a message ------------------------------------------------------------------------------
 
 static void check_hello(struct check *c, const struct msg_hello *m)
 {
@@ -351,7 +351,7 @@ enum status msg_check_head(const struct msg *m, enum status s, struct error *err
     return check.failed ? s : STATUS_OK;
 }
 
-// ---- contents of the arrays ---------------------------------------------------------------------------------------
+// ---- contents of the arrays ------------------------------------------------------------------------------
 
 static bool ids_ok(const int32_t *ids, int64_t n)
 {

@@ -47,7 +47,7 @@ static enum status zmq_fail(struct error *err, const char *what, const char *whe
     return error_set(err, s, "%s %s: %s", what, where, zmq_strerror(errno));
 }
 
-// ---- opening ------------------------------------------------------------------------------------------------------
+// ---- opening ---------------------------------------------------------------------------------------------
 
 static bool set_int(void *socket, int option, int value)
 {
@@ -245,7 +245,7 @@ const char *wire_address(const struct wire *w)
     return w->address;
 }
 
-// ---- sending ------------------------------------------------------------------------------------------------------
+// ---- sending ---------------------------------------------------------------------------------------------
 
 // One part; the bytes are copied. Returns 0 or an errno.
 static int send_part(struct wire *w, const void *data, size_t n, bool more)
@@ -293,7 +293,7 @@ enum status wire_send(struct wire *w, const struct wire_peer *peer, const struct
                      zmq_strerror(e));
 }
 
-// ---- receiving ----------------------------------------------------------------------------------------------------
+// ---- receiving -------------------------------------------------------------------------------------------
 
 void wire_release(struct wire *w)
 {

@@ -39,7 +39,7 @@ static int teardown(void **state)
     return 0;
 }
 
-// ---- random messages ----------------------------------------------------------------------------------------------
+// ---- random messages -------------------------------------------------------------------------------------
 
 static int64_t below(int64_t n)
 {
@@ -298,7 +298,7 @@ static void random_msg(enum msg_type type, struct msg *m)
     }
 }
 
-// ---- comparison ---------------------------------------------------------------------------------------------------
+// ---- comparison ------------------------------------------------------------------------------------------
 
 // Everything behind a pointer is compared and the pointer cleared; the rest is compared as bytes, so that a field the
 // codec does not know shows.
@@ -419,7 +419,7 @@ static enum status decode(const struct codec_frame *frames, int n, struct msg *r
     return rc;
 }
 
-// ---- tests --------------------------------------------------------------------------------------------------------
+// ---- tests -----------------------------------------------------------------------------------------------
 
 static void test_round_trip(void **state)
 {
