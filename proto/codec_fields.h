@@ -4,7 +4,8 @@
 #ifndef PROTO_CODEC_FIELDS_H
 #define PROTO_CODEC_FIELDS_H
 
-// clang-format off: columns of a table
+// columns of a table
+// clang-format off
 
 // MSG_x, member of struct msg, field of Envelope, BODY_x, message, message in lower case
 #define CODEC_BODIES(X)                                                                                      \
