@@ -50,7 +50,8 @@ static struct session *open_session(void)
     return s;
 }
 
-static struct msg_welcome welcome(int64_t epoch, int64_t step, const char *path, const char *hash, int64_t committed)
+static struct msg_welcome welcome(int64_t epoch, int64_t step, const char *path, const char *hash,
+                                  int64_t committed)
 {
     return (struct msg_welcome){.run = "0123abcd",
                                 .epoch = epoch,
