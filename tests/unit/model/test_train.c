@@ -80,6 +80,7 @@ static double run(struct problem *p, struct train *t, int first, int last, bool 
     }
     struct batch b = {n, last - first, p->ids + row0, p->pos + row0, seqs};
     train_forward(t, p->w, &b);
+    train_logprobs(t, p->w, b.ids, p->inv_temp + row0, lp, NULL); // scoring something else before leaves no trace
     train_logprobs(t, p->w, p->targets + row0, p->inv_temp + row0, lp, entropy ? ent : NULL);
     if (grads)
         train_backward(t, p->w, p->dlogprob + row0, entropy ? p->dentropy + row0 : NULL, grads);
