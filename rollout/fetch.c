@@ -151,8 +151,8 @@ void fetch_chunk(struct fetch *f, const struct msg_chunk_data *d)
         return;
     }
     f->received += d->n;
-    if (f->requested < f->received)
-        f->requested = f->received;
+    if (f->requested < f->received || d->n < MSG_CHUNK)
+        f->requested = f->received; // a short chunk: what it left out was not asked for yet
     f->retries = 0;
     loop_timer_set(f->retry, RETRY_MS, RETRY_MS);
     if (f->received < f->total) {

@@ -1,0 +1,445 @@
+// The job stream against a fake orchestrator: wire_bind here, the client and its engine on the same loop.
+#include "tiny.h"
+
+#include <unistd.h>
+
+#include "base/file.h"
+#include "rollout/client.h"
+
+enum { JOBS = 16 };
+
+struct side {
+    struct loop *loop;
+    struct worker *worker;
+    struct client *client;
+    struct wire *wire; // the orchestrator's
+    char dir[64], endpoint[128];
+    char refused[256];
+    struct wire_peer engine;
+    // what the orchestrator heard
+    int n_hello, n_pong, n_loaded, n_chunks;
+    struct msg_hello hello;
+    struct msg_ping pong;
+    struct msg_loaded loaded;
+    int64_t served_bytes;
+    struct got jobs[JOBS]; // by job id
+    int32_t offsets[JOBS]; // of the last TOKENS
+    int messages[JOBS];
+    bool stop_reading; // leaves the queue alone
+    const char *weights_file;
+};
+
+static void on_outputs(void *ctx, const struct outputs *o)
+{
+    struct side *s = ctx;
+    client_outputs(s->client, o);
+}
+
+static void on_loaded(void *ctx, const struct worker_loaded *l)
+{
+    struct side *s = ctx;
+    client_loaded(s->client, l);
+}
+
+static void on_failed(void *ctx, const struct error *err)
+{
+    (void)ctx;
+    fail_msg("%s", err->text);
+}
+
+static void on_refused(void *ctx, const char *reason)
+{
+    struct side *s = ctx;
+    snprintf(s->refused, sizeof s->refused, "%s", reason);
+}
+
+static void side_open(struct side *s)
+{
+    *s = (struct side){0};
+    strcpy(s->dir, "/tmp/ooze-client-XXXXXX");
+    assert_non_null(mkdtemp(s->dir));
+    snprintf(s->endpoint, sizeof s->endpoint, "ipc://%s/orch", s->dir);
+    must(wire_bind(s->endpoint, NULL, &s->wire, err));
+    must(loop_open(&s->loop, err));
+    const struct worker_config w = {.isa = "auto",
+                                    .threads = 1,
+                                    .model = tiny_config(),
+                                    .dtype = DT_BF16,
+                                    .engine = {.kv_tokens = 4096},
+                                    .loop = s->loop,
+                                    .on_outputs = on_outputs,
+                                    .on_loaded = on_loaded,
+                                    .on_failed = on_failed,
+                                    .ctx = s};
+    must(worker_open(&w, &s->worker, err));
+    const struct client_config c = {.loop = s->loop,
+                                    .worker = s->worker,
+                                    .endpoint = s->endpoint,
+                                    .run = "run-1",
+                                    .name = "engine-0",
+                                    .restarts = 2,
+                                    .flush_tokens = 5,
+                                    .fetch_dir = s->dir,
+                                    .on_refused = on_refused,
+                                    .ctx = s};
+    must(client_open(&c, &s->client, err));
+}
+
+static void side_close(struct side *s)
+{
+    client_close(s->client);
+    worker_close(s->worker);
+    loop_close(s->loop);
+    wire_close(s->wire);
+    must(file_remove_tree(s->dir, err));
+}
+
+static void send(struct side *s, const struct msg *m)
+{
+    must(wire_send(s->wire, &s->engine, m, err));
+}
+
+static void hear_tokens(struct side *s, const struct msg_tokens *t)
+{
+    assert_true(t->job < JOBS);
+    struct got *g = &s->jobs[t->job];
+    s->messages[t->job]++;
+    s->offsets[t->job] = t->offset;
+    assert_true(t->offset <= g->n); // no holes
+    for (int32_t i = 0; i < t->n; i++) {
+        int32_t at = t->offset + i;
+        if (at < g->n) { // said again: must be the same
+            assert_int_equal(g->ids[at], t->ids[i]);
+            assert_memory_equal(&g->logprobs[at], &t->logprobs[i], 4);
+        }
+        g->ids[at] = t->ids[i];
+        g->logprobs[at] = t->logprobs[i];
+    }
+    int32_t covered = t->offset;
+    for (int32_t i = 0; i < t->n_spans; i++) {
+        assert_int_equal(t->spans[i].start, covered);
+        covered = t->spans[i].end;
+        g->spans[i] = t->spans[i];
+    }
+    g->n_spans = t->n_spans;
+    assert_int_equal(covered, t->offset + t->n);
+    g->n = covered > g->n ? covered : g->n;
+    g->finish = t->finish;
+    snprintf(g->error, sizeof g->error, "%s", t->error);
+}
+
+static void serve_chunk(struct side *s, const struct msg_chunk_request *q)
+{
+    struct file_map map;
+    must(file_map_open(s->weights_file, false, &map, err));
+    int64_t n = (int64_t)map.len - q->offset < q->bytes ? (int64_t)map.len - q->offset : q->bytes;
+    n = n < 10000 ? n : 10000; // short answers are legal: the rest is asked for again
+    if (s->n_chunks++ == 1) {
+        file_map_close(&map);
+        return; // this one is lost
+    }
+    struct msg m = {.type = MSG_CHUNK_DATA};
+    m.chunk_data = (struct msg_chunk_data){.version = q->version,
+                                           .offset = q->offset,
+                                           .total = (int64_t)map.len,
+                                           .n = n,
+                                           .data = map.data + q->offset};
+    s->served_bytes += n;
+    send(s, &m);
+    file_map_close(&map);
+}
+
+static void hear(struct side *s)
+{
+    struct msg m;
+    struct error err;
+    while (!s->stop_reading && wire_recv(s->wire, &s->engine, &m, &err) == STATUS_OK) {
+        switch (m.type) {
+        case MSG_HELLO:
+            s->hello = m.hello;
+            s->n_hello++;
+            assert_string_equal(m.hello.run, "run-1");
+            assert_string_equal(m.hello.name, "engine-0");
+            assert_int_equal(m.hello.restarts, 2);
+            assert_true(*m.hello.numerics_id);
+            break;
+        case MSG_PONG:
+            s->pong = m.ping;
+            s->n_pong++;
+            break;
+        case MSG_LOADED:
+            s->loaded = m.loaded;
+            s->n_loaded++;
+            break;
+        case MSG_TOKEN_DATA:
+            hear_tokens(s, &m.tokens);
+            break;
+        case MSG_CHUNK_REQUEST:
+            serve_chunk(s, &m.chunk_request);
+            break;
+        default:
+            fail_msg("unexpected %s", msg_type_name(m.type));
+        }
+        wire_release(s->wire);
+    }
+}
+
+// Runs both sides until *what >= want.
+static void wait_at(struct side *s, const int *what, int want, int line)
+{
+    for (int i = 0; i < 2000 && *what < want; i++) {
+        loop_run_for(s->loop, 5);
+        hear(s);
+    }
+    if (*what < want)
+        fail_msg("line %d: %d, not %d", line, *what, want);
+}
+#define wait_int(s, what, want) wait_at(s, what, want, __LINE__)
+
+static void run_for(struct side *s, int ms)
+{
+    for (int i = 0; i < ms / 5; i++) {
+        loop_run_for(s->loop, 5);
+        hear(s);
+    }
+}
+
+static void welcome(struct side *s, int64_t epoch, const char *run)
+{
+    struct msg m = {.type = MSG_WELCOME};
+    m.welcome = (struct msg_welcome){.run = run,
+                                     .orchestrator_epoch = epoch,
+                                     .accepted = true,
+                                     .reason = "",
+                                     .ping_interval_ms = 200,
+                                     .silence_ms = 2000,
+                                     .checkpoint = "",
+                                     .checkpoint_hash = "",
+                                     .version = -1,
+                                     .version_path = "",
+                                     .version_hash = ""};
+    send(s, &m);
+}
+
+static void ping(struct side *s, uint64_t nonce)
+{
+    struct msg m = {.type = MSG_PING};
+    m.ping.nonce = nonce;
+    send(s, &m);
+}
+
+static void ack(struct side *s, uint64_t job, int32_t durable_to)
+{
+    struct msg m = {.type = MSG_ACK};
+    m.ack = (struct msg_ack){job, durable_to};
+    send(s, &m);
+}
+
+static void send_job(struct side *s, uint64_t id, int64_t epoch, int32_t max_new, int64_t min_version)
+{
+    int32_t ids[40];
+    tiny_prompt(id, ids, 40);
+    struct msg m = {.type = MSG_JOB};
+    m.job = tiny_job(id, ids, 40, max_new).msg;
+    m.job.orchestrator_epoch = epoch;
+    m.job.min_version = min_version;
+    send(s, &m);
+}
+
+static void write_weights(struct side *s, uint64_t seed, int64_t version, char path[128], char hash[HASH_HEX])
+{
+    struct model_config c = tiny_config();
+    struct layout l;
+    must(layout_open(&c, &l, err));
+    float *master = mem_alloc((size_t)l.total * sizeof(float));
+    layout_init_random(&l, &c, seed, master);
+    int64_t bytes;
+    snprintf(path, 128, "%s/w-%d.safetensors", s->dir, (int)version);
+    must(weights_file_write(path, &c, &l, master, DT_BF16, version, false, hash, &bytes, err));
+    mem_free(master);
+    layout_done(&l);
+}
+
+static void announce(struct side *s, int64_t version, const char *path, const char *hash)
+{
+    struct msg m = {.type = MSG_VERSION};
+    m.version = (struct msg_version){.version = version, .path = path, .hash = hash, .bytes = 0};
+    send(s, &m);
+}
+
+static void start(struct side *s)
+{
+    char path[128], hash[HASH_HEX];
+    side_open(s);
+    wait_int(s, &s->n_hello, 1);
+    assert_int_equal(s->hello.version, -1);
+    welcome(s, 1, "run-1");
+    write_weights(s, 40, 0, path, hash);
+    announce(s, 0, path, hash);
+    wait_int(s, &s->n_loaded, 1);
+    assert_true(s->loaded.ok);
+    assert_int_equal(s->loaded.version, 0);
+}
+
+static void test_jobs(void **state)
+{
+    (void)state;
+    struct side *s = mem_must(1, sizeof *s);
+    start(s);
+    for (uint64_t j = 1; j <= 8; j++)
+        send_job(s, j, 1, 23, 0);
+    for (uint64_t j = 1; j <= 8; j++)
+        wait_int(s, &s->jobs[j].finish, FINISH_LENGTH);
+    struct client_stats stats;
+    client_stats(s->client, &stats);
+    assert_int_equal(stats.jobs, 8);
+    assert_int_equal(stats.kept_tokens, 8 * 23); // nothing is forgotten before it is acknowledged
+    assert_true(s->messages[1] >= 2);            // tokens left as they were made
+
+    // A repeated JOB: not sampled again, said again from what is durable on.
+    ack(s, 3, 10);
+    int before = s->messages[3];
+    send_job(s, 3, 1, 23, 0);
+    wait_int(s, &s->messages[3], before + 1);
+    assert_int_equal(s->offsets[3], 10);
+    for (uint64_t j = 1; j <= 8; j++)
+        ack(s, j, 23);
+    run_for(s, 50);
+    client_stats(s->client, &stats);
+    assert_int_equal(stats.jobs, 0);
+    assert_int_equal(stats.kept_tokens, 0);
+
+    ping(s, 77);
+    wait_int(s, &s->n_pong, 1);
+    assert_int_equal(s->pong.nonce, 77);
+    assert_int_equal(s->pong.generated_tokens, 8 * 23);
+    assert_int_equal(s->pong.version, 0);
+
+    // Refused jobs answer, and unknown CANCELs are acknowledged.
+    struct msg m = {.type = MSG_CANCEL};
+    m.cancel.job = 9;
+    send(s, &m);
+    wait_int(s, &s->jobs[9].finish, FINISH_ABORT);
+    send_job(s, 10, 1, 10, 0);
+    wait_int(s, &s->jobs[10].finish, FINISH_LENGTH);
+    int32_t ids[] = {TINY_VOCAB};
+    m.type = MSG_JOB;
+    m.job = tiny_job(11, ids, 1, 5).msg;
+    m.job.orchestrator_epoch = 1;
+    send(s, &m);
+    wait_int(s, &s->jobs[11].finish, FINISH_ERROR);
+    assert_non_null(strstr(s->jobs[11].error, "vocabulary"));
+    side_close(s);
+    free(s);
+}
+
+static void test_versions(void **state)
+{
+    (void)state;
+    struct side *s = mem_must(1, sizeof *s);
+    start(s);
+    char path[128], hash[HASH_HEX], broken[HASH_HEX];
+    send_job(s, 1, 1, 400, 0);
+    send_job(s, 2, 1, 20, 1); // waits for version 1
+    run_for(s, 30);
+    assert_int_equal(s->jobs[2].n, 0);
+    write_weights(s, 41, 1, path, hash);
+    strcpy(broken, hash);
+    broken[0] = broken[0] == '0' ? '1' : '0';
+    announce(s, 1, path, broken); // not the weights that were meant
+    wait_int(s, &s->n_loaded, 2);
+    assert_false(s->loaded.ok);
+    announce(s, 1, path, hash);
+    wait_int(s, &s->n_loaded, 3);
+    assert_true(s->loaded.ok);
+    assert_true(s->loaded.load_ms > 0 && s->loaded.stall_ms < s->loaded.load_ms);
+    wait_int(s, &s->jobs[1].finish, FINISH_LENGTH);
+    wait_int(s, &s->jobs[2].finish, FINISH_LENGTH);
+    assert_int_equal(s->jobs[1].n, 400);
+    assert_int_equal(s->jobs[2].spans[0].version, 1);
+    announce(s, 0, path, hash); // older: ignored
+    announce(s, 1, path, hash); // held: said again
+    wait_int(s, &s->n_loaded, 4);
+    run_for(s, 30);
+    assert_int_equal(s->n_loaded, 4);
+
+    // Another host's file comes in chunks; one that is lost is asked for again.
+    char hidden[160];
+    write_weights(s, 42, 2, path, hash);
+    snprintf(hidden, sizeof hidden, "%s.moved", path);
+    assert_int_equal(rename(path, hidden), 0);
+    s->weights_file = hidden;
+    announce(s, 2, "", hash);
+    wait_int(s, &s->n_loaded, 5);
+    assert_true(s->loaded.ok);
+    assert_int_equal(s->loaded.version, 2);
+    side_close(s);
+    free(s);
+}
+
+static void test_reconnect_and_epochs(void **state)
+{
+    (void)state;
+    struct side *s = mem_must(1, sizeof *s);
+    start(s);
+    send_job(s, 1, 1, 60, 0);
+    wait_int(s, &s->jobs[1].finish, FINISH_LENGTH);
+    ack(s, 1, 20);
+
+    // The orchestrator is gone and comes back at the same address: silence makes the engine say HELLO, and what was not
+    // acknowledged comes again.
+    wire_close(s->wire);
+    must(wire_bind(s->endpoint, NULL, &s->wire, err));
+    int hellos = s->n_hello, before = s->messages[1];
+    wait_int(s, &s->n_hello, hellos + 1);
+    assert_int_equal(s->hello.version, 0);
+    welcome(s, 1, "run-1");
+    wait_int(s, &s->messages[1], before + 1);
+    assert_int_equal(s->offsets[1], 20);
+    ack(s, 1, 60);
+
+    // A newer epoch: what the old one asked for is aborted and forgotten; its late messages are ignored.
+    send_job(s, 2, 1, 400, 5); // would wait for ever
+    run_for(s, 30);
+    struct client_stats stats;
+    client_stats(s->client, &stats);
+    assert_int_equal(stats.jobs, 1);
+    welcome(s, 2, "run-1");
+    send_job(s, 3, 1, 10, 0);
+    send_job(s, 4, 2, 10, 0);
+    wait_int(s, &s->jobs[4].finish, FINISH_LENGTH);
+    client_stats(s->client, &stats);
+    assert_int_equal(stats.jobs, 1);
+    assert_int_equal(stats.orchestrator_epoch, 2);
+    assert_int_equal(s->jobs[3].n, 0);
+    struct worker_stats w;
+    worker_stats(s->worker, &w);
+    assert_int_equal(w.engine.waiting, 0);
+
+    // CANCEL ends a job with what it has.
+    send_job(s, 5, 2, 450, 0);
+    while (s->jobs[5].n < 10)
+        run_for(s, 5);
+    struct msg m = {.type = MSG_CANCEL};
+    m.cancel.job = 5;
+    send(s, &m);
+    wait_int(s, &s->jobs[5].finish, FINISH_LENGTH);
+    assert_true(s->jobs[5].finish == FINISH_ABORT || s->jobs[5].n == 450);
+
+    welcome(s, 3, "run-2");
+    for (int i = 0; i < 100 && !*s->refused; i++)
+        run_for(s, 10);
+    assert_non_null(strstr(s->refused, "another run"));
+    side_close(s);
+    free(s);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_jobs),
+        cmocka_unit_test(test_versions),
+        cmocka_unit_test(test_reconnect_and_epochs),
+    };
+    return cmocka_run_group_tests_name("rollout client", tests, NULL, NULL);
+}
