@@ -83,16 +83,16 @@ static void weights_read(struct orch *o)
     free(text);
 }
 
-void weights_note(struct orch *o, int64_t version, const char *path, const char *hash, int64_t bytes)
+enum status weights_note(struct orch *o, int64_t version, const char *path, const char *hash, int64_t bytes,
+                         struct error *err)
 {
-    struct error err;
     json_t *j = json_pack("{s:I, s:s, s:s, s:I}", "version", (json_int_t)version, "path", path, "hash", hash,
                           "bytes", (json_int_t)bytes);
     char *text = json_text(j);
     json_decref(j);
-    if (journal_begin(o, &err) || ledger_meta_set(o->ledger, META_WEIGHTS, text, &err))
-        orch_fail(o, &err);
+    enum status rc = ledger_meta_set(o->ledger, META_WEIGHTS, text, err);
     free(text);
+    return rc;
 }
 
 enum status checkpoints_open(struct orch *o, struct error *err)

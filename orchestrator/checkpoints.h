@@ -10,6 +10,8 @@ struct orch;
 
 // The list of the ledger's meta entry; fills o->checkpoint and o->weights (when the published file is still there).
 enum status checkpoints_open(struct orch *o, struct error *err) OOZE_MUST_USE;
-void weights_note(struct orch *o, int64_t version, const char *path, const char *hash, int64_t bytes);
+// Into the open transaction.
+enum status weights_note(struct orch *o, int64_t version, const char *path, const char *hash, int64_t bytes,
+                         struct error *err) OOZE_MUST_USE;
 
 #endif

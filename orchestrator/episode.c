@@ -31,6 +31,7 @@ static struct episode *episode_new(struct orch *o, const struct episode_spec *s)
     ep->stage = s->stage;
     ep->temperature = s->temperature;
     ep->min_version = s->min_version;
+    ep->session.version_min = ep->session.version_max = -1; // nothing sampled yet
     table_set(&o->episodes.by_serial, ep->serial, ep);
     return ep;
 }

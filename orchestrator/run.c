@@ -27,7 +27,8 @@ int64_t orch_now(const struct orch *o)
 
 void orch_kick(struct orch *o)
 {
-    loop_timer_set(o->kick_timer, 0, 0);
+    // From within a pump a little later, so that what keeps finding work cannot keep the sockets from being read.
+    loop_timer_set(o->kick_timer, o->pumping ? 1 : 0, 0);
 }
 
 void orch_fail(struct orch *o, const struct error *err)
@@ -120,11 +121,13 @@ static void pump(struct orch *o)
         orch_finish(o, "stopped");
         return;
     }
+    o->pumping = true;
     stage_advance(o);
     groups_admit(o);
     step_try(o);
     eval_tick(o);
     router_pump(o);
+    o->pumping = false;
 }
 
 static void on_kick(void *ctx)

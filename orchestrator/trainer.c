@@ -180,11 +180,15 @@ static void conflict(struct orch *o, struct peer *p, const struct msg_step_done 
     orch_fail(o, err);
 }
 
+static bool is_published(const struct orch *o, const struct msg_step_done *m)
+{
+    return m->path[0] && m->version >= o->weights.version;
+}
+
 static void take_published(struct orch *o, const struct msg_step_done *m)
 {
-    if (!m->path[0] || m->version < o->weights.version)
+    if (!is_published(o, m))
         return;
-    weights_note(o, m->version, m->path, m->hash, m->bytes);
     o->weights.version = m->version;
     snprintf(o->weights.path, sizeof o->weights.path, "%s", m->path);
     snprintf(o->weights.hash, sizeof o->weights.hash, "%s", m->hash);
@@ -208,6 +212,8 @@ static void verify_done(struct orch *o, struct peer *p, const struct msg_step_do
         conflict(o, p, m, &err);
         return;
     }
+    if (!rc && is_published(o, m))
+        rc = weights_note(o, m->version, m->path, m->hash, m->bytes, &err);
     if (rc) {
         orch_fail(o, &err);
         return;
@@ -236,6 +242,8 @@ static void commit_step(struct orch *o, struct peer *p, const struct msg_step_do
     enum status rc = journal_begin(o, &err);
     if (!rc)
         rc = ledger_step_commit(o->ledger, m->step, applied, applied ? NULL : m->reason, &w, metrics, &err);
+    if (!rc && is_published(o, m)) // with the commit: a restart must know where the weights are
+        rc = weights_note(o, m->version, m->path, m->hash, m->bytes, &err);
     if (rc == STATUS_CORRUPT)
         conflict(o, p, m, &err);
     else if (rc)

@@ -86,7 +86,8 @@ static bool answered_before(struct http_request *r)
 static void on_task(void *ctx, struct http_request *r)
 {
     (void)ctx;
-    const char *text = "{\"protocol\":\"ooze-task/1\",\"name\":\"pair\",\"mode\":\"env\",\"description\":\"\",\"splits\":{\"train\":50,"
+    const char *text = "{\"protocol\":\"ooze-task/"
+                       "1\",\"name\":\"pair\",\"mode\":\"env\",\"description\":\"\",\"splits\":{\"train\":50,"
                        "\"eval\":5},\"max_turns\":4,\"tools\":[],\"reward\":{\"min\":0,\"max\":1}}";
     http_reply(r, 200, "application/json", text, strlen(text));
 }
@@ -103,8 +104,8 @@ static void on_create(void *ctx, struct http_request *r)
     json_t *j;
     if (answered_before(r) || !http_request_json(r, &j))
         return;
-    reply_kept(r, "{\"episode_id\":\"e %d/%d\",\"messages\":[{\"role\":\"user\",\"content\":\"p%lld\"}]}", ++n_episodes, (int)getpid(),
-               (long long)json_integer_value(json_object_get(j, "index")));
+    reply_kept(r, "{\"episode_id\":\"e %d/%d\",\"messages\":[{\"role\":\"user\",\"content\":\"p%lld\"}]}",
+               ++n_episodes, (int)getpid(), (long long)json_integer_value(json_object_get(j, "index")));
     json_decref(j);
 }
 
@@ -125,7 +126,8 @@ static void on_step(void *ctx, struct http_request *r)
     else if (second && n % 17 == 0)
         reply_kept(r, "{\"error\":{\"kind\":\"environment\",\"message\":\"the sandbox's host went away\"}}");
     else if (second)
-        reply_kept(r, "{\"messages\":[],\"done\":true,\"reward\":%d}", (int)(strlen(content) + (unsigned char)content[0]) % 2);
+        reply_kept(r, "{\"messages\":[],\"done\":true,\"reward\":%d}",
+                   (int)(strlen(content) + (unsigned char)content[0]) % 2);
     else
         reply_kept(r, "{\"messages\":[{\"role\":\"user\",\"content\":\"more\"}],\"done\":false}");
     json_decref(j);
@@ -189,7 +191,8 @@ static void say(struct wire *w, const struct msg *m)
 }
 
 // The next message; says HELLO every 200 ms until welcomed and after a second of silence.
-static bool next(struct wire *w, struct msg_hello *h, bool *welcomed, int64_t *heard_ms, int64_t *said_ms, struct msg *m)
+static bool next(struct wire *w, struct msg_hello *h, bool *welcomed, int64_t *heard_ms, int64_t *said_ms,
+                 struct msg *m)
 {
     struct wire_peer from;
     struct error err;
@@ -241,8 +244,14 @@ static void answer_job(struct wire *w, const struct msg_job *j, int64_t version,
     struct msg_span first = {version, 0, half}, second = {version, half, n};
     struct msg m = {.type = MSG_TOKEN_DATA};
     if (half > 0) {
-        m.tokens = (struct msg_tokens){
-            .job = j->job, .offset = 0, .n = half, .ids = ids, .logprobs = logprobs, .n_spans = 1, .spans = &first, .error = ""};
+        m.tokens = (struct msg_tokens){.job = j->job,
+                                       .offset = 0,
+                                       .n = half,
+                                       .ids = ids,
+                                       .logprobs = logprobs,
+                                       .n_spans = 1,
+                                       .spans = &first,
+                                       .error = ""};
         say(w, &m);
     }
     if (die_half_way) {
@@ -276,8 +285,12 @@ static int engine_main(const char *name, int restarts)
         struct msg m;
         if (!next(w, &h, &welcomed, &heard, &said, &m))
             continue;
-        int64_t version = m.type == MSG_VERSION ? m.version.version : m.type == MSG_WELCOME ? m.welcome.version : -1;
-        const char *path = m.type == MSG_VERSION ? m.version.path : m.type == MSG_WELCOME ? m.welcome.version_path : "";
+        int64_t version = m.type == MSG_VERSION   ? m.version.version
+                          : m.type == MSG_WELCOME ? m.welcome.version
+                                                  : -1;
+        const char *path = m.type == MSG_VERSION   ? m.version.path
+                           : m.type == MSG_WELCOME ? m.welcome.version_path
+                                                   : "";
         if (version > h.version) {
             char *data;
             size_t n;
@@ -288,11 +301,13 @@ static int engine_main(const char *name, int restarts)
             free(data);
             h.version = version;
             h.version_hash = hash;
-            struct msg loaded = {.type = MSG_LOADED, .loaded = {.version = version, .hash = hash, .ok = true, .error = ""}};
+            struct msg loaded = {.type = MSG_LOADED,
+                                 .loaded = {.version = version, .hash = hash, .ok = true, .error = ""}};
             say(w, &loaded);
         }
         if (m.type == MSG_JOB)
-            answer_job(w, &m.job, h.version, ++n_jobs == 25 && restarts == 0 && strcmp(name, "engine-0") == 0);
+            answer_job(w, &m.job, h.version,
+                       ++n_jobs == 25 && restarts == 0 && strcmp(name, "engine-0") == 0);
         wire_release(w);
     }
 }
@@ -316,13 +331,15 @@ static void chain_step(struct chain *c, const struct msg_prepare *p)
     struct buf b = {0};
     bool rl = p->stage == 1;
     int64_t at = 0;
-    REQUIRE(p->step == c->step && p->n_members > 0 && p->n_tokens > 0 && p->stage_first == (p->stage_step == 0));
+    REQUIRE(p->step == c->step && p->n_members > 0 && p->n_tokens > 0 &&
+            p->stage_first == (p->stage_step == 0));
     for (int32_t i = 0; i < p->n_members; i++) {
         const struct msg_member *m = &p->members[i];
         int32_t trained = 0;
         for (int64_t k = at; k < at + m->n_tokens; k++) {
             trained += p->mask[k];
-            REQUIRE(!p->mask[k] || !rl || (p->versions[k] <= p->step && p->step - p->versions[k] <= MAX_LAG && p->logprobs[k] < 0));
+            REQUIRE(!p->mask[k] || !rl ||
+                    (p->versions[k] <= p->step && p->step - p->versions[k] <= MAX_LAG && p->logprobs[k] < 0));
             REQUIRE(p->mask[k] || (p->logprobs[k] == 0 && p->versions[k] == -1));
         }
         REQUIRE(trained > 0 && !p->mask[at] && m->multiplicity >= 1);
@@ -418,8 +435,9 @@ static int trainer_main(int restarts)
             if (checkpoint && m.commit_ack.step == c.step - 1) {
                 char at[400];
                 chain_file("checkpoints", &c, at, sizeof at);
-                struct msg note = {.type = MSG_CHECKPOINT,
-                                   .checkpoint = {.epoch = epoch, .step = c.step, .path = at, .hash = c.hash}};
+                struct msg note = {
+                    .type = MSG_CHECKPOINT,
+                    .checkpoint = {.epoch = epoch, .step = c.step, .path = at, .hash = c.hash}};
                 say(w, &note);
                 checkpoint = false;
             }
@@ -499,16 +517,17 @@ static void put_file(const char *name, const char *text)
     assert_int_equal(file_write_atomic(path, text, strlen(text), 0600, &err), STATUS_OK);
 }
 
-static const char config[] = "name: loop\nseed: 7\n"
-                             "model: {hidden: 32, n_layers: 1, n_heads: 1, ffn: 32, max_position: 512}\n"
-                             "trainer: {checkpoint_every: 3, keep_last: 2}\n"
-                             "eval: {n: 3, samples: 2, every: 4}\n"
-                             "orchestrator: {ping_interval_ms: 100, silence_ms: 1000, group_commit_ms: 2, lease_ms: 20000}\n"
-                             "tasks:\n  - {name: pair, command: [never-started], step_timeout_ms: 5000, max_attempts: 3}\n"
-                             "stages:\n"
-                             "  - {name: sft, kind: sft, steps: 4, data: rows.jsonl, batch_rows: 6, max_tokens: 64}\n"
-                             "  - {name: rl, kind: rl, steps: 10, groups_per_step: 3, group_size: 4, max_lag: 2, max_context: 200,\n"
-                             "     zero_variance: keep, stale_wait_ms: 2000, sampling: {max_new_tokens: 8}}\n";
+static const char config[] =
+    "name: loop\nseed: 7\n"
+    "model: {hidden: 32, n_layers: 1, n_heads: 1, ffn: 32, max_position: 512}\n"
+    "trainer: {checkpoint_every: 3, keep_last: 2}\n"
+    "eval: {n: 3, samples: 2, every: 4}\n"
+    "orchestrator: {ping_interval_ms: 100, silence_ms: 1000, group_commit_ms: 2, lease_ms: 20000}\n"
+    "tasks:\n  - {name: pair, command: [never-started], step_timeout_ms: 5000, max_attempts: 3}\n"
+    "stages:\n"
+    "  - {name: sft, kind: sft, steps: 4, data: rows.jsonl, batch_rows: 6, max_tokens: 64}\n"
+    "  - {name: rl, kind: rl, steps: 10, groups_per_step: 3, group_size: 4, max_lag: 2, max_context: 200,\n"
+    "     zero_variance: keep, stale_wait_ms: 2000, sampling: {max_new_tokens: 8}}\n";
 
 static void set_up_run(void)
 {
@@ -522,12 +541,35 @@ static void set_up_run(void)
         assert_int_equal(file_mkdirs(path, 0700, &err), STATUS_OK);
     }
     for (int i = 0; i < 10; i++)
-        buf_printf(&rows, "{\"messages\":[{\"role\":\"user\",\"content\":\"p%d\"},{\"role\":\"assistant\",\"content\":\"x%d\"}]}\n", i, i);
+        buf_printf(&rows,
+                   "{\"messages\":[{\"role\":\"user\",\"content\":\"p%d\"},{\"role\":\"assistant\","
+                   "\"content\":\"x%d\"}]}\n",
+                   i, i);
     put_file("rows.jsonl", rows.data);
     buf_done(&rows);
     put_file("config.yaml", config);
     put_file("id", "00112233445566778899aabbccddeeff\n");
     put_file("token", "secret\n");
+}
+
+// Members that padding stands for: those whose every attempt failed, in groups that were trained.
+static int n_missing(struct ledger *l)
+{
+    int missing = 0;
+    for (int64_t step = SFT_STEPS; step < STEPS; step++) {
+        struct arena a;
+        struct ledger_step_full f;
+        struct error err;
+        int32_t weight = 0;
+        arena_init(&a, 0);
+        assert_int_equal(ledger_step_read(l, step, &a, &f, &err), STATUS_OK);
+        for (int32_t i = 0; i < f.step.n_members; i++)
+            weight += f.step.members[i].multiplicity;
+        assert_int_equal(weight, 12);
+        missing += 12 - f.step.n_members;
+        arena_done(&a);
+    }
+    return missing;
 }
 
 static void check_ledger(void)
@@ -555,9 +597,15 @@ static void check_ledger(void)
         fail_msg("%s", text);
     free(text);
     json_decref(audit);
+    // No more was issued than the losses explain: RL groups, a few stale or environment attempts.
+    struct ledger_counts c;
+    assert_int_equal(ledger_counts_read(l, &c, &err), STATUS_OK);
+    assert_int_equal(c.units[UNIT_TRAINED], SFT_STEPS * 6 + RL_STEPS * 12 - n_missing(l));
+    assert_in_range(c.units[UNIT_DROPPED], 1, 100);
     assert_int_equal(ledger_eval_summary(l, &evals, &err), STATUS_OK);
     text = json_text(evals);
-    for (const char *const *label = (const char *const[]){"\"start\"", "\"stage:sft\"", "\"stage:rl\"", NULL}; *label; label++)
+    for (const char *const *label = (const char *const[]){"\"start\"", "\"stage:sft\"", "\"stage:rl\"", NULL};
+         *label; label++)
         if (!strstr(text, *label))
             fail_msg("no evaluation %s in %s", *label, text);
     free(text);
