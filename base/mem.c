@@ -94,24 +94,23 @@ void arena_done(struct arena *a)
     *a = (struct arena){.limit = a->limit};
 }
 
+// A round that needed several chunks leaves one with room for all it handed out, so that rounds alike settle on one
+// chunk and allocate nothing more.
 void arena_reset(struct arena *a)
 {
-    struct arena_chunk *keep = NULL;
+    size_t room = a->used;
+    a->used = 0;
+    if (a->head && !a->head->next) {
+        a->head->used = 0;
+        return;
+    }
     for (struct arena_chunk *c = a->head, *next; c; c = next) {
         next = c->next;
-        if (!keep || c->size > keep->size) {
-            free(keep);
-            keep = c;
-        } else {
-            free(c);
-        }
+        free(c);
     }
-    if (keep) {
-        keep->next = NULL;
-        keep->used = 0;
-    }
-    a->head = keep;
-    a->used = 0;
+    a->head = room ? aligned_alloc(MEM_ALIGN, CHUNK_HEADER + room) : NULL;
+    if (a->head)
+        *a->head = (struct arena_chunk){.size = room};
 }
 
 void *arena_alloc(struct arena *a, size_t bytes)

@@ -36,7 +36,7 @@ struct arena {
 
 void arena_init(struct arena *a, size_t limit_bytes);
 void arena_done(struct arena *a);
-// Gives everything back; keeps the largest chunk for the next round.
+// Gives everything back; keeps room for as much again, in one chunk.
 void arena_reset(struct arena *a);
 // Not zeroed; aligned to MEM_ALIGN; NULL over the limit or out of memory.
 void *arena_alloc(struct arena *a, size_t bytes);

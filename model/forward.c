@@ -76,11 +76,11 @@ enum status model_forward(const struct weights *w, struct kv *kv, const struct b
         return STATUS_OK;
     batch_check(w, b);
     working_memory(w, b->n_rows, &saved_floats, &scratch_floats);
-    float *saved = arena_alloc(step, (size_t)saved_floats * sizeof(float));
-    float *scratch = arena_alloc(step, (size_t)scratch_floats * sizeof(float));
-    if (!saved || !scratch)
+    float *saved = arena_alloc(step, (size_t)(saved_floats + scratch_floats) * sizeof(float));
+    if (!saved)
         return error_set(err, STATUS_NOMEM, "a forward pass of %d rows needs %lld MiB of step memory",
                          (int)b->n_rows, (long long)((saved_floats + scratch_floats) >> 18));
+    float *scratch = saved + saved_floats; // a carve's size is a multiple of 64 bytes
     struct block_run r = {.d = w->d,
                           .c = &w->c,
                           .rope = &w->rope,
