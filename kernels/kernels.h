@@ -1,22 +1,21 @@
-// The op table: every array operation of ooze, its formula, shapes, dtypes and order of accumulation. This
-// header is the manual. ref/ implements every op in plain C; avx2/, avx512/, … overwrite fields with faster
-// twins that must agree with ref (tests/kernels).
+// The op table: every array operation of ooze, its formula, shapes, dtypes and order of accumulation. This header
+// is the manual. ref/ implements every op in plain C; avx2/, avx512/, … overwrite fields with faster twins that
+// must agree with ref (tests/kernels).
 //
-// Glossary: T rows (tokens), C hidden, H query heads, G key/value heads, D head size, F feed-forward size, V
-// vocabulary, N outputs, K inputs. Row-major; rows are contiguous unless a stride is given. "f32" is float.
+// Glossary: T rows (tokens), C hidden, H query heads, G key/value heads, D head size, F feed-forward size,
+// V vocabulary, N outputs, K inputs. Row-major; rows are contiguous unless a stride is given. "f32" is float.
 //
 // Order of accumulation (contract 3: the bits of a row depend on nothing but the row)
-//   chain(k)   acc = fma(a_k, b_k, acc) for k ascending from acc = 0: one rounding a step. GEMM over K,
-//   attention over D
-//              and over keys within a block.
-//   sum16      16 partial sums, lane l takes elements l, l+16, l+32, … in order, then lanes fold 8, 4, 2, 1
-//   (l += l + width):
-//              norms, soft-max denominators. Elements beyond the end count as the identity (0, or -inf for
-//              max).
-//   Work is split among threads by output only, never inside a reduction, except where an op says how (fixed
-//   chunks).
-// Preconditions are asserted; aliasing is allowed only where an op says so. Any op may be called from one
-// thread at a time per device.
+//   chain(k)  acc = fma(a_k, b_k, acc) for k ascending from acc = 0: one rounding a step. GEMM over K, attention
+//             over D and over the keys of a block.
+//   sum16     16 partial sums, lane l takes elements l, l+16, l+32, … in order, then lanes fold 8, 4, 2, 1
+//             (lane l += lane l + width): norms, soft-max denominators. Elements beyond the end count as the
+//             identity (0, or -inf for max16). A sum of products is a chain in each lane.
+//   Formulas are evaluated as ref writes them; max(a, b) is a > b ? a : b.
+//   Work is split among threads by output only, never inside a reduction, except in the fixed chunks that an op
+//   names. Which NaN a NaN result is (payload, sign) is nobody's promise.
+// Preconditions are asserted; aliasing is allowed only where an op says so. Any op may be called from one thread
+// at a time per device.
 #ifndef KERNELS_KERNELS_H
 #define KERNELS_KERNELS_H
 
@@ -30,7 +29,7 @@
 #define VOCAB_CHUNK 4096 // soft-max statistics over the vocabulary go chunk by chunk
 #define SUMSQ_CHUNK 16384
 
-// A weight matrix W [n, k] packed for one device and class. Layout is private to the class.
+// A weight matrix W [n, k] packed for one device and class. The layout is private to the class.
 struct gemm_weight {
     enum dtype dtype; // DT_F32, DT_BF16 or DT_FP8
     int64_t n, k;
@@ -38,9 +37,8 @@ struct gemm_weight {
     float *scales; // DT_FP8: [ceil(n/128), ceil(k/128)], else NULL
 };
 
-// One sequence of a batch for attention: rows [row0, row0 + n_rows) hold the queries at positions pos0,
-// pos0+1, …; query at position p attends keys 0 … p. Key j lives in page pages[j / page_tokens], slot j %
-// page_tokens.
+// One sequence of a batch for attention: rows [row0, row0 + n_rows) hold the queries at positions pos0, pos0+1, …;
+// the query at position p attends keys 0 … p. Key j lives in page pages[j / page_tokens], slot j % page_tokens.
 struct attn_seq {
     int32_t row0, n_rows, pos0;
     const int32_t *pages;
@@ -56,100 +54,99 @@ struct attn_cache {
 };
 
 struct kernels {
-    // ---- weights
-    // ------------------------------------------------------------------------------------------------- Bytes
-    // of a packed W [n, k].
+    // ---- weights ---------------------------------------------------------------------------------------------
+    // Bytes of a packed W [n, k].
     size_t (*weight_bytes)(enum dtype dtype, int64_t n, int64_t k);
-    // Packs src [n, k] (transpose: src is [k, n]) into dst. src_dtype F32 → F32 | BF16 (RNE); BF16 → BF16 |
-    // F32; FP8 → FP8 (scales are the caller's, kept beside in gemm_weight.scales; transpose not allowed).
+    // Packs src [n, k] (transpose: src is [k, n]) into dst. src_dtype F32 → F32 | BF16 (RNE); BF16 → BF16 | F32;
+    // FP8 → FP8 (scales are the caller's, kept beside in gemm_weight.scales; transpose not allowed).
     void (*weight_pack)(struct device *d, enum dtype dtype, int64_t n, int64_t k, const void *src,
                         enum dtype src_dtype, bool transpose, void *dst);
 
-    // ---- GEMM
-    // ----------------------------------------------------------------------------------------------------
-    // y[m,n] = (accumulate ? y[m,n] : 0) + (sum_k x[m,k] W[n,k] + bias[n])        x [M, K] f32 stride ldx; y
-    // [M, N] f32 stride ldy
+    // ---- GEMM ------------------------------------------------------------------------------------------------
+    // s = sum_k x[m,k] W[n,k] + bias[n];  y[m,n] = accumulate ? y[m,n] + s : s
+    //   x [M, K] f32 stride ldx; y [M, N] f32 stride ldy; bias [N] f32 or NULL. M >= 0.
     //   F32:  chain(k) on f32.
-    //   BF16: x rounded to bf16, products of bf16 widened to f32, chain(k) (classes with a bf16 dot product:
-    //   their own fixed order). FP8:  x rounded to bf16; per 128-wide K block b: t_b = chain(k in b) over
-    //   widened codes; acc = fma(t_b, scale[n/128, b], acc).
-    // bias [N] f32 or NULL is added once after the sum; then y is added. M >= 0.
+    //   BF16: x rounded to bf16, products of bf16 widened to f32, chain(k).
+    //   FP8:  x rounded to bf16; per 128-wide K block b: t_b = chain(k in b) over widened codes;
+    //         acc = fma(t_b, scale[n/128, b], acc) for b ascending.
+    //   Classes from avx512bf16 on have their own fixed order for BF16 and FP8 (avx512bf16/avx512bf16.h).
     void (*gemm)(struct device *d, const struct gemm_weight *w, int64_t m, const float *x, int64_t ldx,
                  const float *bias, bool accumulate, float *y, int64_t ldy);
-    // dw[n,k] += sum_m dy[m,n] x[m,k]   dy [M, N], x [M, K], dw [N, K] f32; chain(m) ascending; with DT_BF16
-    // both operands are rounded to bf16 first (f32 accumulation). Weight gradients.
+    // Weight gradients: dw[n,k] += chain(m)(dy[m,n], x[m,k]): the chain starts at 0 and its result is added once.
+    //   dy [M, N], x [M, K], dw [N, K] f32. DT_BF16: both operands are rounded to bf16 first (f32 accumulation;
+    //   classes from avx512bf16 on: their own fixed order).
     void (*gemm_dw)(struct device *d, enum dtype dtype, int64_t m, int64_t n, int64_t k, const float *dy,
                     int64_t lddy, const float *x, int64_t ldx, float *dw);
-    // db[n] += sum_m dy[m,n], m ascending
+    // db[n] += dy[m,n], m ascending
     void (*bias_grad)(struct device *d, int64_t m, int64_t n, const float *dy, int64_t lddy, float *db);
 
-    // ---- embedding
-    // ----------------------------------------------------------------------------------------------- y[t,:]
-    // = table[ids[t],:]   table [V, C] dtype F32 | BF16 (row-major, not packed); ids in [0, V)
+    // ---- embedding -------------------------------------------------------------------------------------------
+    // y[t,:] = table[ids[t],:]   table [V, C] dtype F32 | BF16 (row-major, not packed); ids in [0, V)
     void (*embed)(struct device *d, enum dtype dtype, const void *table, int64_t c, int64_t t,
                   const int32_t *ids, float *y);
     // dtable[ids[t],:] += dy[t,:], t ascending
     void (*embed_grad)(struct device *d, int64_t c, int64_t t, const int32_t *ids, const float *dy,
                        float *dtable);
 
-    // ---- norm, rope, activation
-    // ------------------------------------------------------------------------------------ RMSNorm (Zhang &
-    // Sennrich 2019): r = 1 / sqrt(sum16(x^2) / C + eps); y = (x * r) * w. x, y [T, C] (y may be x), stride
-    // ldx/ldy. rstd [T] out or NULL.
+    // ---- norm, rope, activation ------------------------------------------------------------------------------
+    // RMSNorm (Zhang & Sennrich 2019): r = 1 / sqrt(sum16(x^2) / C + eps); y = (x * r) * w.
+    //   x, y [T, C] stride ldx, ldy (y may be x). rstd [T] out, or NULL.
     void (*rmsnorm)(struct device *d, int64_t t, int64_t c, const float *x, int64_t ldx, const float *w,
                     float eps, float *y, int64_t ldy, float *rstd);
-    // dx (+)= r*w*dy - x * r^3/C * sum16(dy*w*x);  dw += sum_t dy*x*r (t ascending)
+    // dx (+)= r*(w*dy) - x * (r^3 * sum16((dy*w)*x) / C);  dw += chain(t)(dy, x*r). dx overlaps neither x nor dy.
     void (*rmsnorm_grad)(struct device *d, int64_t t, int64_t c, const float *x, int64_t ldx, const float *w,
                          float eps, const float *dy, int64_t lddy, bool accumulate, float *dx, int64_t lddx,
                          float *dw);
     // Rotary embedding (Su 2021), half-split layout as in Llama: with (c, s) = table[pos[t]], i < D/2:
-    //   y_i = x_i c_i - x_{i+D/2} s_i;  y_{i+D/2} = x_{i+D/2} c_i + x_i s_i.  sign = -1 applies the inverse
-    //   (the gradient).
-    // x [T, heads, D] in place, row stride ldx; table cos [max_pos, D/2], sin likewise.
+    //   y_i = x_i c_i - x_{i+D/2} s_i;  y_{i+D/2} = x_{i+D/2} c_i + x_i s_i.  sign = -1: the inverse (the gradient).
+    //   x [T, heads, D] in place, row stride ldx; tables cos, sin [max_pos, D/2].
     void (*rope)(struct device *d, int64_t t, int64_t heads, int64_t head_dim, float *x, int64_t ldx,
                  const int32_t *pos, const float *cos, const float *sin, int sign);
     // y = silu(g) * u, silu(g) = g / (1 + exp(-g)).  gu [T, 2F]: g in [0, F), u in [F, 2F); y [T, F]
     void (*swiglu)(struct device *d, int64_t t, int64_t f, const float *gu, float *y);
-    // dgu [T, 2F] out (may be gu)
+    // With o = 1 / (1 + exp(-g)): dg = (dy u) (o (1 + g (1 - o))), du = dy (g o).  dgu [T, 2F] out (may be gu)
     void (*swiglu_grad)(struct device *d, int64_t t, int64_t f, const float *gu, const float *dy, float *dgu);
     // y += x, n elements
     void (*add)(struct device *d, int64_t n, const float *x, float *y);
     // x = bf16(x) in place
     void (*round_bf16)(struct device *d, int64_t n, float *x);
 
-    // ---- attention
-    // -------------------------------------------------------------------------------------------------
-    // Stores k, v [T, G*D] f32 (stride ldk, ldv) into the pages of each sequence at its rows' positions
-    // (rounded to cache dtype).
+    // ---- attention -------------------------------------------------------------------------------------------
+    // Stores k, v [T, G*D] f32 (stride ldk, ldv) into the pages of each sequence at its rows' positions (rounded to
+    // the cache dtype).
     void (*kv_write)(struct device *d, const struct attn_cache *c, int n_seqs, const struct attn_seq *seqs,
                      const float *k, int64_t ldk, const float *v, int64_t ldv);
-    // Causal attention with grouped heads, online soft-max (Milakov & Gimelshein 2018; Dao 2022) over key
-    // blocks of ATTN_BLOCK from position 0: s = scale * chain(D)(q, k); m' = max(m, max16(s)); p = exp(s -
-    // m'); l = l * exp(m - m') + sum16(p); o = o * exp(m - m') + chain over keys of the block(p v); out = o /
-    // l. Masked keys: p = 0 and v read as 0. q [T, H*D] stride ldq; out [T, H*D] stride ldo; lse [T, H] = m +
-    // log l, or NULL.
+    // Causal attention with grouped heads, online soft-max (Milakov & Gimelshein 2018; Dao 2022) over key blocks of
+    // ATTN_BLOCK from position 0:
+    //   s = scale * chain(D)(q, k);  m' = max(m, max16(s));  p = exp(s - m');  e = exp(m - m');
+    //   l = fma(l, e, sum16(p));  o = fma(o, e, chain over the block's visible keys (p v));  at the end out = o / l
+    // Masked keys have p = 0 and are never read as values; what lies in unused slots does not matter.
+    //   q [T, H*D] stride ldq; out [T, H*D] stride ldo; lse [T, H] = m + log l, or NULL.
     void (*attention)(struct device *d, const struct attn_cache *c, int n_heads, float scale, int n_seqs,
                       const struct attn_seq *seqs, const float *q, int64_t ldq, float *out, int64_t ldo,
                       float *lse);
-    // Gradient for whole sequences (pos0 = 0, pages ignored): k, v [T, G*D] f32 as stored (already rounded to
-    // the cache dtype), out and lse from the forward pass. dq, dk, dv are written (not added). P is
-    // recomputed as exp(scale*q.k - lse).
+    // Gradient for whole sequences (pos0 = 0, pages ignored): k, v [T, G*D] f32 as stored (already rounded to the
+    // cache dtype), out and lse from the forward pass. dq, dk, dv are written (not added), only at the sequences'
+    // rows, and overlap no input (Dao 2022, algorithm 4):
+    //   P = exp(scale * q.k - lse), 0 where masked;  dS = P * (dout.v - sum16(dout * out)) * scale
+    //   dq_i = chain(j) dS_ij k_j up to the end of i's block;  dk_j = chain(h, i) dS_ij q_i and dv_j = chain(h, i)
+    //   P_ij dout_i over the heads h of the group, then the rows i from the start of j's block.
     void (*attention_grad)(struct device *d, int n_heads, int n_kv, int head_dim, float scale, int n_seqs,
                            const struct attn_seq *seqs, const float *q, int64_t ldq, const float *k,
                            int64_t ldk, const float *v, int64_t ldv, const float *out, int64_t ldo,
                            const float *lse, const float *dout, int64_t lddo, float *dq, int64_t lddq,
                            float *dk, int64_t lddk, float *dv, int64_t lddv);
 
-    // ---- vocabulary
-    // ------------------------------------------------------------------------------------------------ z =
-    // logits * inv_temp[r]; lse[r] = log sum_v exp z (max first, then sum16 within VOCAB_CHUNK, chunks added
-    // in order); logprob[r] = z[target] - lse (target < 0: skipped, 0); entropy[r] = lse - sum_v p z, or
-    // NULL. logits [R, V] f32 stride ld.
+    // ---- vocabulary ------------------------------------------------------------------------------------------
+    // z = logits * inv_temp[r];  lse[r] = m + log S, m = max16(z), S = sum_v exp(z - m): sum16 within VOCAB_CHUNK,
+    // chunks added in order;  logprob[r] = z[target] - lse (target < 0: skipped, 0);
+    // entropy[r] = lse - sum_v p z = lse - (sum_v exp(z - m) z) / S, summed likewise, or NULL. A logit of -inf has
+    // probability 0 and adds nothing. logits [R, V] f32 stride ld.
     void (*logprob)(struct device *d, int64_t r, int64_t v, const float *logits, int64_t ld,
                     const float *inv_temp, const int32_t *targets, float *logprob, float *lse,
                     float *entropy);
-    // In place: dlogits[r,v] = inv_temp * ( dlogprob[r] * (1{v = target} - p_v) + dentropy[r] * -p_v (log p_v
-    // + entropy[r]) ). dentropy may be NULL (then entropy too). Rows with target < 0 become 0.
+    // In place: dlogits[r,v] = inv_temp * (dlogprob[r] * (1{v = target} - p_v) - dentropy[r] * p_v (log p_v +
+    // entropy[r])). dentropy may be NULL (then entropy too). Rows with target < 0 become 0.
     void (*logprob_grad)(struct device *d, int64_t r, int64_t v, float *logits, int64_t ld,
                          const float *inv_temp, const int32_t *targets, const float *lse,
                          const float *dlogprob, const float *entropy, const float *dentropy);
@@ -157,16 +154,15 @@ struct kernels {
     void (*probs)(struct device *d, int64_t r, int64_t v, const float *logits, int64_t ld,
                   const float *inv_temp, const float *lse, float *p, int64_t ldp);
 
-    // ---- optimizer and formats
-    // --------------------------------------------------------------------------------------- Sum of squares
-    // in double: chunks of SUMSQ_CHUNK elements (sum16 in double inside), chunk sums added in order.
+    // ---- optimizer and formats -------------------------------------------------------------------------------
+    // Sum of squares in double: chunks of SUMSQ_CHUNK elements (sum16 in double inside), chunk sums added in order.
     double (*sumsq)(struct device *d, int64_t n, const float *x);
     // AdamW (Loshchilov & Hutter 2019): g' = gscale*g; m = b1 m + (1-b1) g'; v = b2 v + (1-b2) g'^2;
-    // p = p - lr*wd*p - lr * (m/bc1) / (sqrt(v/bc2) + eps), bc = 1 - b^step given by the caller. Elementwise.
+    // p = (p - lr*wd*p) - lr * (m/bc1) / (sqrt(v/bc2) + eps), bc = 1 - b^step given by the caller. Elementwise.
     void (*adamw)(struct device *d, int64_t n, float *p, float *m, float *v, const float *g, float gscale,
                   float lr, float b1, float b2, float eps, float wd, float bc1, float bc2);
-    // E4M3, 128x128 blocks (algorithms.md §6): scale = max(amax, 1e-12)/448; q = fp8(w/scale). w [N, K] f32;
-    // q [N, K]; scales [ceil(N/128), ceil(K/128)].
+    // E4M3, 128x128 blocks (algorithms.md §6): scale = max(amax, 1e-12)/448; q = fp8(w/scale).
+    //   w [N, K] f32; q [N, K]; scales [ceil(N/128), ceil(K/128)].
     void (*fp8_quantize)(struct device *d, int64_t n, int64_t k, const float *w, uint8_t *q, float *scales);
     void (*fp8_dequantize)(struct device *d, int64_t n, int64_t k, const uint8_t *q, const float *scales,
                            float *w);

@@ -38,7 +38,7 @@ struct rows {
     int n;
     int64_t row[TILE_ROWS], pos[TILE_ROWS]; // row of q, position; positions ascend
     int head[TILE_ROWS];
-    float m[TILE_ROWS], l[TILE_ROWS], shrink[TILE_ROWS];
+    float m[16], l[16], shrink[16];
     int64_t dim_pad;
     float *q, *s, *t, *o; // [n, dim_pad], [n, ATTN_BLOCK], [n, dim_pad], [n, dim_pad]
 };
@@ -62,33 +62,46 @@ static int visible(const struct rows *r, int i, int64_t block)
     return (int)min_i64(ATTN_BLOCK, r->pos[i] + 1 - block * ATTN_BLOCK);
 }
 
-// Scores of row i → its probabilities in place, and the state's update.
-static void softmax_step(struct rows *r, int i, int n_keys, float scale)
+// Scores of rows i0 … → their probabilities in place, and the states' update: all maxima, all exponentials, all sums, so that
+// the folds of different rows overlap.
+static void softmax_step(struct rows *r, int i0, int64_t block, float scale)
 {
-    float *s = r->s + i * ATTN_BLOCK;
     v16 low = v_set(-INFINITY), sc = v_set(scale);
-    v16 a = v_mul(v_load(s), sc), b = v_mul(v_load(s + 16), sc);
-    if (n_keys < ATTN_BLOCK) {
-        a = v_first_n(a, low, n_keys);
-        b = v_first_n(b, low, max_i64(0, n_keys - 16));
+    float m[16] = {0}, sum[16] = {0};
+    for (int i = i0; i < r->n; i++) {
+        float *s = r->s + i * ATTN_BLOCK;
+        int n_keys = visible(r, i, block);
+        v16 a = v_mul(v_load(s), sc), b = v_mul(v_load(s + 16), sc);
+        if (n_keys < ATTN_BLOCK) {
+            a = v_first_n(a, low, n_keys);
+            b = v_first_n(b, low, max_i64(0, n_keys - 16));
+        }
+        v_store(s, a);
+        v_store(s + 16, b);
+        float fold = v_fold_max(v_max(a, b));
+        m[i] = r->m[i] > fold ? r->m[i] : fold;
     }
-    float fold = v_fold_max(v_max(a, b));
-    float m = r->m[i] > fold ? r->m[i] : fold;
-    a = v_exp(v_sub(a, v_set(m)));
-    b = v_exp(v_sub(b, v_set(m)));
-    if (n_keys < ATTN_BLOCK) {
-        a = v_first_n(a, v_zero(), n_keys);
-        b = v_first_n(b, v_zero(), max_i64(0, n_keys - 16));
+    for (int i = i0; i < r->n; i++) {
+        float *s = r->s + i * ATTN_BLOCK;
+        int n_keys = visible(r, i, block);
+        v16 top = v_set(m[i]), a = v_exp(v_sub(v_load(s), top)), b = v_exp(v_sub(v_load(s + 16), top));
+        if (n_keys < ATTN_BLOCK) {
+            a = v_first_n(a, v_zero(), n_keys);
+            b = v_first_n(b, v_zero(), max_i64(0, n_keys - 16));
+        }
+        v_store(s, a);
+        v_store(s + 16, b);
+        sum[i] = v_fold(v_add(a, b));
     }
-    v_store(s, a);
-    v_store(s + 16, b);
-    // one lane of the vector form: the bits of fmath_exp without the call
-    v16 shrink = v_exp(v_set(r->m[i] - m));
-    float lanes[16];
-    v_store(lanes, shrink);
-    r->shrink[i] = lanes[0];
-    r->l[i] = fmaf(r->l[i], r->shrink[i], v_fold(v_add(a, b)));
-    r->m[i] = m;
+    // The states of all rows at once, one row a lane.
+    v16 shrink = v_exp(v_sub(v_load(r->m), v_load(m))), l = v_fma(v_load(r->l), shrink, v_load(sum));
+    float ln[16];
+    v_store(r->shrink, shrink);
+    v_store(ln, l);
+    for (int i = i0; i < r->n; i++) {
+        r->m[i] = m[i];
+        r->l[i] = ln[i];
+    }
 }
 
 static void tile_block(const struct attention *a, const struct attn_seq *s, int64_t g, struct rows *r,
@@ -107,17 +120,20 @@ static void tile_block(const struct attention *a, const struct attn_seq *s, int6
     int n = r->n - i0;
     product(c->dtype, n, dim, r->q + i0 * r->dim_pad, r->dim_pad, k, c->page_tokens, ATTN_BLOCK,
             r->s + i0 * ATTN_BLOCK, ATTN_BLOCK, true);
-    for (int i = i0; i < r->n; i++)
-        softmax_step(r, i, visible(r, i, block), a->scale);
+    softmax_step(r, i0, block, a->scale);
     // Keys that every row sees go together; what later rows see beyond them continues each row's chain.
     int common = visible(r, i0, block);
     product(c->dtype, n, common, r->s + i0 * ATTN_BLOCK, ATTN_BLOCK, v, dim, dim, r->t + i0 * r->dim_pad,
             r->dim_pad, true);
-    for (int i = i0; i < r->n; i++) {
+    for (int i = i0, same; i < r->n; i += same) {
+        for (same = 1; i + same < r->n && r->pos[i + same] == r->pos[i];)
+            same++;
         int more = visible(r, i, block) - common;
         if (more > 0)
-            product(c->dtype, 1, more, r->s + i * ATTN_BLOCK + common, ATTN_BLOCK, v + common * dim * size,
+            product(c->dtype, same, more, r->s + i * ATTN_BLOCK + common, ATTN_BLOCK, v + common * dim * size,
                     dim, dim, r->t + i * r->dim_pad, r->dim_pad, false);
+    }
+    for (int i = i0; i < r->n; i++) {
         v16 shrink = v_set(r->shrink[i]);
         for (int64_t j = 0; j < r->dim_pad; j += 16) {
             float *o = r->o + i * r->dim_pad + j;
