@@ -43,7 +43,7 @@ void layout_add(struct layout_builder *b, enum param_kind kind, int32_t layer, c
     int len = snprintf(p->name, sizeof(p->name), fmt, layer);
 #pragma GCC diagnostic pop
     assert(len > 0 && (size_t)len < sizeof(p->name));
-    int64_t n = p->rows * p->cols; // both at most 2^24 * 2^12: no overflow
+    int64_t n = p->rows * p->cols; // at most 2^24 * 2^20 (config.c): no overflow
     l->n_parameters += n;
     l->total += (n + LAYOUT_ALIGN - 1) / LAYOUT_ALIGN * LAYOUT_ALIGN;
     b->overflow = b->overflow || l->total > LAYOUT_FLOATS_MAX;

@@ -60,9 +60,10 @@ enum status model_forward(const struct weights *w, struct kv *kv, const struct b
 // logits [rows, V] of the given hidden rows (already final-normed).
 void model_logits(const struct weights *w, int32_t rows, const float *hidden, float *logits);
 
-// ---- training
-// -----------------------------------------------------------------------------------------------------------------
+// ---- training -----------------------------------------------------------------------------------------------
 
+// One batch at a time: train_forward, train_logprobs, then train_backward. Nothing is allocated after train_open. With
+// weights of DT_FP8 there is a forward pass (scoring) but no backward pass.
 struct train;
 // For micro-batches of at most max_tokens rows. recompute: keep only each layer's input and run the layer
 // again in the backward pass (same bits); else keep everything.
@@ -75,11 +76,13 @@ void train_close(struct train *t);
 void train_forward(struct train *t, const struct weights *w, const struct batch *b);
 // Log-probability of targets[r] after row r at temperature 1/inv_temp[r], and entropy (NULL = not wanted):
 // [n_rows] each. Rows with targets < 0 are skipped (0). Vocabulary logits are computed for a bounded number
-// of rows at a time. The same operations as the engine's sampler.
+// of rows at a time. The same operations as the engine's sampler. May be called again after one train_forward; the last call
+// is the one that train_backward differentiates.
 void train_logprobs(struct train *t, const struct weights *w, const int32_t *targets, const float *inv_temp,
                     float *logprob, float *entropy);
 // grads [layout.total] += d(sum_r dlogprob[r] * logprob[r] + dentropy[r] * entropy[r]) / d weights. dentropy
-// may be NULL. Valid once after train_forward (+ train_logprobs) of the same batch and weights.
+// may be NULL, and is only allowed when train_logprobs was asked for the entropy. Valid once after train_forward and
+// train_logprobs of the same batch; w opened with train = true and unchanged since.
 void train_backward(struct train *t, const struct weights *w, const float *dlogprob, const float *dentropy,
                     float *grads);
 
