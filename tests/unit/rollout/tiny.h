@@ -121,8 +121,10 @@ static inline void got_add(struct got *g, const struct outputs *o, const struct 
 {
     assert_int_equal(g->finish, FINISH_NONE);
     assert_int_equal(i->offset, g->n);
-    memcpy(g->ids + g->n, o->ids + i->first_token, (size_t)i->n * 4);
-    memcpy(g->logprobs + g->n, o->logprobs + i->first_token, (size_t)i->n * 4);
+    if (i->n > 0) {
+        memcpy(g->ids + g->n, o->ids + i->first_token, (size_t)i->n * 4);
+        memcpy(g->logprobs + g->n, o->logprobs + i->first_token, (size_t)i->n * 4);
+    }
     int32_t at = g->n;
     for (int32_t k = 0; k < i->n_spans; k++) {
         struct msg_span s = o->spans[i->first_span + (size_t)k];
