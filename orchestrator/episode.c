@@ -231,6 +231,14 @@ void episode_fail(struct episode *ep, enum drop_reason reason, const char *detai
     group_on_failed(o, g, member, reason, text);
 }
 
+// Attempts that follow queue up again, so that a service that stays away uses up max_attempts of them and its groups
+// make room for those of other tasks.
+void episodes_task_gone(struct orch *o, struct task *t)
+{
+    for (int n = t->n_queued; n > 0 && t->queue_first && !o->failed; n--)
+        episode_fail(t->queue_first, DROP_ENVIRONMENT, "the service is down");
+}
+
 // ---- generation -----------------------------------------------------------------------------------------------------------
 
 static void generate_note(struct orch *o, uint64_t serial, uint64_t unused)

@@ -107,8 +107,9 @@ struct episode *episode_restore(struct orch *o, const struct episode_spec *s, co
 void episode_cancel(struct orch *o, struct episode *ep);
 void episodes_close(struct orch *o);
 void episodes_tick(struct orch *o);
-void episodes_task_up(struct orch *o, struct task *t); // paused calls go on
-void episodes_next(struct orch *o, struct task *t);    // fills free places
+void episodes_task_up(struct orch *o, struct task *t);   // paused calls go on
+void episodes_task_gone(struct orch *o, struct task *t); // down for step_timeout_ms: what waits for it fails
+void episodes_next(struct orch *o, struct task *t);      // fills free places
 
 // From the router.
 void episode_on_tokens(struct orch *o, struct episode *ep, struct job *j);

@@ -84,7 +84,7 @@ struct orch {
 
     bool stopping; // drain: no new groups
     int64_t stop_deadline_ms;
-    bool failed;
+    bool failed, finished;
     int exit_code;
     char last_error[1024];
 };

@@ -66,6 +66,9 @@ void orch_warn(struct orch *o, const char *event, const char *fmt, ...)
 void orch_finish(struct orch *o, const char *state)
 {
     struct error err;
+    if (o->finished)
+        return;
+    o->finished = true;
     if (journal_begin(o, &err) || ledger_meta_set(o->ledger, "state", state, &err)) {
         orch_fail(o, &err);
         return;
@@ -115,7 +118,7 @@ static bool drained(struct orch *o)
 
 static void pump(struct orch *o)
 {
-    if (o->failed)
+    if (o->failed || o->finished)
         return;
     if (o->stopping && drained(o)) {
         orch_finish(o, "stopped");

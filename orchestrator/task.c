@@ -269,7 +269,13 @@ void tasks_tick(struct orch *o)
                 orch_fail(o, &err);
             continue;
         }
-        if (t->state == TASK_UP || t->call || now < t->next_probe_ms)
+        if (t->state == TASK_UP)
+            continue;
+        if (t->n_queued && now - t->wait_since_ms > t->cfg.step_timeout_ms) {
+            t->wait_since_ms = t->ever_up || strcmp(t->origin, "config") ? now : t->wait_since_ms;
+            episodes_task_gone(o, t);
+        }
+        if (t->call || now < t->next_probe_ms)
             continue;
         if (!t->ever_up && strcmp(t->origin, "config") == 0 &&
             now - t->wait_since_ms > o->cfg->orchestrator.lease_ms) {
@@ -315,6 +321,18 @@ static const struct run_task defaults = {.ratio = 1,
                                          .connect_timeout_ms = 5000,
                                          .max_attempts = 3};
 
+// A task registered at run time: patience as for the first task of the configuration.
+static struct run_task runtime_defaults(const struct orch *o)
+{
+    struct run_task t = defaults;
+    if (o->cfg->n_tasks) {
+        t.step_timeout_ms = o->cfg->tasks[0].step_timeout_ms;
+        t.connect_timeout_ms = o->cfg->tasks[0].connect_timeout_ms;
+        t.max_attempts = o->cfg->tasks[0].max_attempts;
+    }
+    return t;
+}
+
 static const struct run_task *config_task(const struct orch *o, const char *name)
 {
     for (int i = 0; i < o->cfg->n_tasks; i++)
@@ -330,7 +348,7 @@ static enum status restore_task(void *ctx, const struct ledger_task *row, struct
         return error_set(err, STATUS_CORRUPT, "the ledger's task %lld is out of order", (long long)row->id);
     const struct run_task *c = config_task(o, row->name);
     struct task *t = task_new(o, c ? "config" : strcmp(row->origin, "cli") == 0 ? "cli" : "service");
-    t->cfg = c ? *c : defaults;
+    t->cfg = c ? *c : runtime_defaults(o);
     snprintf(t->cfg.name, sizeof t->cfg.name, "%s", row->name);
     if (!c) {
         snprintf(t->cfg.url, sizeof t->cfg.url, "%s", row->url);
@@ -418,13 +436,8 @@ enum status task_register(struct orch *o, const json_t *args, const char *origin
         if (o->tasks.n >= TASKS_MAX)
             return error_set(err, STATUS_LIMIT, "a run has at most %d tasks", TASKS_MAX);
         t = task_new(o, origin);
-        t->cfg = defaults;
+        t->cfg = runtime_defaults(o);
         snprintf(t->cfg.name, sizeof t->cfg.name, "%s", name);
-        if (o->cfg->n_tasks) { // patience as for the tasks of the configuration
-            t->cfg.step_timeout_ms = o->cfg->tasks[0].step_timeout_ms;
-            t->cfg.connect_timeout_ms = o->cfg->tasks[0].connect_timeout_ms;
-            t->cfg.max_attempts = o->cfg->tasks[0].max_attempts;
-        }
     }
     bool moved = strcmp(t->cfg.url, url) != 0;
     snprintf(t->cfg.url, sizeof t->cfg.url, "%s", url);

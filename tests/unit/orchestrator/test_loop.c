@@ -42,6 +42,7 @@
 #define EOS       258
 
 static char dir[256];
+static bool faults; // the fakes die where the first test wants them to
 
 #define REQUIRE(cond)                                                                                        \
     do {                                                                                                     \
@@ -139,7 +140,7 @@ static void on_delete(void *ctx, struct http_request *r)
     http_reply(r, 204, NULL, NULL, 0);
 }
 
-static int task_main(void)
+static int task_main(const char *file)
 {
     static const struct http_route routes[] = {{"GET", "/task", on_task},
                                                {"GET", "/health", on_health},
@@ -147,7 +148,7 @@ static int task_main(void)
                                                {"POST", "/episodes/{id}/step", on_step},
                                                {"DELETE", "/episodes/{id}", on_delete}};
     char port_file[300], name[] = "pair";
-    snprintf(port_file, sizeof port_file, "%s/tasks/pair.port", dir);
+    snprintf(port_file, sizeof port_file, "%s/tasks/%s.port", dir, file);
     char *argv[] = {name, (char[]){"--port"}, (char[]){"0"}, (char[]){"--port-file"}, port_file, NULL};
     return service_main(5, argv, name, routes, 5, NULL);
 }
@@ -307,7 +308,7 @@ static int engine_main(const char *name, int restarts)
         }
         if (m.type == MSG_JOB)
             answer_job(w, &m.job, h.version,
-                       ++n_jobs == 25 && restarts == 0 && strcmp(name, "engine-0") == 0);
+                       ++n_jobs == 25 && faults && restarts == 0 && strcmp(name, "engine-0") == 0);
         wire_release(w);
     }
 }
@@ -413,7 +414,7 @@ static int trainer_main(int restarts)
         }
         if (m.type == MSG_PREPARE && m.prepare.epoch == epoch) {
             if (!(done_valid && c.step == m.prepare.step + 1)) {
-                if (restarts == 0 && m.prepare.step == SFT_STEPS + 3)
+                if (faults && restarts == 0 && m.prepare.step == SFT_STEPS + 3)
                     _exit(7); // in the middle of a step
                 chain_step(&c, &m.prepare);
                 done_valid = true;
@@ -425,7 +426,7 @@ static int trainer_main(int restarts)
                     REQUIRE(strcmp(m.prepare.expect_hash, c.hash) == 0);
             }
             step_done(w, epoch, &c, path);
-            if (restarts == 1 && m.prepare.step == SFT_STEPS + 6) {
+            if (faults && restarts == 1 && m.prepare.step == SFT_STEPS + 6) {
                 wire_close(w);
                 _exit(7); // before the acknowledgement
             }
@@ -471,7 +472,63 @@ static int orchestrator_main(int restarts)
     return code;
 }
 
-enum who { ORCH, TRAINER, ENGINE0, ENGINE1, TASK, WHO_COUNT };
+// A user registers a second service while the run is on.
+static int register_main(void)
+{
+    char path[400], *port, args[300];
+    size_t n;
+    struct error err;
+    struct msg_hello h;
+    struct wire *w = join("cli", &h, 0);
+    snprintf(path, sizeof path, "%s/tasks/other.port", dir);
+    while (file_read(path, 100, &port, &n, &err))
+        usleep(10000);
+    snprintf(args, sizeof args,
+             "{\"name\":\"other\",\"url\":\"http://127.0.0.1:%d\",\"ratio\":2,\"max_concurrency\":5}",
+             atoi(port));
+    free(port);
+    const struct {
+        const char *verb, *args;
+        bool ok;
+    } queries[] = {
+        {"task_register", "{\"name\":\"other\",\"url\":\"http://169.254.169.254/\"}", false},
+        {"task_register", "{\"name\":\"pair\",\"url\":\"http://127.0.0.1:1/\"}",
+         false}, // the configuration's own
+        {"task_register", args, true},
+        {"task_list", "", true},
+        {"status", "{}", true},
+        {"frobnicate", "{}", false},
+    };
+    for (size_t i = 0; i < sizeof queries / sizeof *queries; i++) {
+        struct msg q = {.type = MSG_QUERY,
+                        .query = {.id = i + 1, .verb = queries[i].verb, .args = queries[i].args}},
+                   m;
+        struct wire_peer from;
+        say(w, &q);
+        for (int k = 0; wire_recv(w, &from, &m, &err) != STATUS_OK; k++) {
+            REQUIRE(k < 500);
+            enum status rc = wire_wait(w, 20, &err);
+            (void)rc;
+        }
+        REQUIRE(m.type == MSG_REPLY && m.reply.id == i + 1);
+        json_t *j;
+        REQUIRE((m.reply.status == STATUS_OK) == queries[i].ok);
+        REQUIRE(json_parse(m.reply.json, strlen(m.reply.json), "reply", &j, &err) == STATUS_OK);
+        REQUIRE((json_object_get(j, "error") == NULL) == queries[i].ok);
+        if (strcmp(queries[i].verb, "status") == 0) {
+            static const char *const names[] = {
+                "run",    "state", "stage",      "step",      "weights_version", "uptime_s", "reward",
+                "groups", "lag",   "throughput", "processes", "last_error",      "tokens"};
+            for (size_t k = 0; k < sizeof names / sizeof *names; k++)
+                REQUIRE(json_object_get(j, names[k]));
+        }
+        json_decref(j);
+    }
+    wire_close(w);
+    return 0;
+}
+
+enum who { ORCH, TRAINER, ENGINE0, ENGINE1, TASK, OTHER, REGISTER, WHO_COUNT };
 static pid_t pids[WHO_COUNT];
 static int restarts_of[WHO_COUNT];
 
@@ -490,7 +547,9 @@ static void spawn(enum who who)
                : who == TRAINER ? trainer_main(n)
                : who == ENGINE0 ? engine_main("engine-0", n)
                : who == ENGINE1 ? engine_main("engine-1", n)
-                                : task_main();
+               : who == TASK    ? task_main("pair")
+               : who == OTHER   ? task_main("other")
+                                : register_main();
     exit(code); // leaks are looked for
 }
 
@@ -523,7 +582,7 @@ static const char config[] =
     "trainer: {checkpoint_every: 3, keep_last: 2}\n"
     "eval: {n: 3, samples: 2, every: 4}\n"
     "orchestrator: {ping_interval_ms: 100, silence_ms: 1000, group_commit_ms: 2, lease_ms: 20000}\n"
-    "tasks:\n  - {name: pair, command: [never-started], step_timeout_ms: 5000, max_attempts: 3}\n"
+    "tasks:\n  - {name: pair, command: [never-started], step_timeout_ms: 1000, max_attempts: 3}\n"
     "stages:\n"
     "  - {name: sft, kind: sft, steps: 4, data: rows.jsonl, batch_rows: 6, max_tokens: 64}\n"
     "  - {name: rl, kind: rl, steps: 10, groups_per_step: 3, group_size: 4, max_lag: 2, max_context: 200,\n"
@@ -613,19 +672,22 @@ static void check_ledger(void)
     ledger_close(l);
 }
 
-static void test_loop(void **unused)
+struct plan {
+    int kill_orch_at, kill_task_at; // lines of metrics.jsonl, 0 = never
+    int register_at, stop_at;
+};
+
+// Plays one sitting of the run; returns the orchestrator's exit code.
+static int play(const struct plan *plan)
 {
-    (void)unused;
-    struct error err;
-    set_up_run();
-    for (enum who w = ORCH; w < WHO_COUNT; w++) {
-        restarts_of[w] = 0;
-        spawn(w);
-    }
     int64_t start = clock_mono_ms(clock_system());
-    bool killed_orch = false, killed_task = false;
+    bool killed_orch = false, killed_task = false, registered = false, stopped = false;
     int code = -1, broken = 0;
-    while (code < 0 && !broken && clock_mono_ms(clock_system()) - start < 90000) {
+    memset(pids, 0, sizeof pids);
+    memset(restarts_of, 0, sizeof restarts_of);
+    for (enum who w = ORCH; w <= TASK; w++)
+        spawn(w);
+    while (code < 0 && !broken && clock_mono_ms(clock_system()) - start < 60000) {
         int status;
         pid_t pid = waitpid(-1, &status, WNOHANG);
         if (pid > 0) {
@@ -633,7 +695,9 @@ static void test_loop(void **unused)
             while (w < WHO_COUNT && pids[w] != pid)
                 w++;
             assert_true(w < WHO_COUNT);
-            if (WIFEXITED(status) && WEXITSTATUS(status) != 7 && w != ORCH)
+            if (w == REGISTER && WIFEXITED(status) && WEXITSTATUS(status) == 0)
+                pids[w] = 0;
+            else if (WIFEXITED(status) && WEXITSTATUS(status) != 7 && w != ORCH)
                 broken = 1 + (int)w;
             else if (w == ORCH && !WIFSIGNALED(status))
                 code = WEXITSTATUS(status);
@@ -644,34 +708,101 @@ static void test_loop(void **unused)
             continue;
         }
         int lines = lines_of("metrics.jsonl");
-        if (!killed_orch && lines >= SFT_STEPS + 4) {
+        if (plan->kill_orch_at && !killed_orch && lines >= plan->kill_orch_at) {
             killed_orch = true;
             kill(pids[ORCH], SIGKILL);
         }
-        if (!killed_task && lines >= SFT_STEPS + 7) {
+        if (plan->kill_task_at && !killed_task && lines >= plan->kill_task_at) {
             killed_task = true;
             kill(pids[TASK], SIGKILL);
         }
+        if (plan->register_at && !registered && lines >= plan->register_at) {
+            registered = true;
+            spawn(OTHER);
+            spawn(REGISTER);
+        }
+        if (plan->stop_at && !stopped && lines >= plan->stop_at) {
+            stopped = true;
+            kill(pids[ORCH], SIGTERM);
+        }
         usleep(5000);
     }
-    for (enum who w = TRAINER; w < WHO_COUNT; w++)
-        kill(pids[w], SIGKILL);
-    if (code < 0)
-        kill(pids[ORCH], SIGKILL);
+    for (enum who w = code < 0 ? ORCH : TRAINER; w < WHO_COUNT; w++)
+        if (pids[w])
+            kill(pids[w], SIGKILL);
     while (waitpid(-1, NULL, 0) > 0)
         ;
     assert_int_equal(broken, 0);
-    assert_int_equal(code, 0);
-    assert_true(killed_orch && killed_task);
-    assert_int_equal(restarts_of[ENGINE0], 1);
-    assert_int_equal(restarts_of[TRAINER], 2);
-    check_ledger();
+    assert_true(killed_orch == (plan->kill_orch_at > 0) && killed_task == (plan->kill_task_at > 0));
+    return code;
+}
+
+static void clean_up(void)
+{
+    struct error err;
     if (!getenv("OOZE_TEST_KEEP"))
         assert_int_equal(file_remove_tree(dir, &err), STATUS_OK);
 }
 
+static void test_losses(void **unused)
+{
+    (void)unused;
+    set_up_run();
+    faults = true;
+    const struct plan plan = {.kill_orch_at = SFT_STEPS + 4, .kill_task_at = SFT_STEPS + 7};
+    assert_int_equal(play(&plan), 0);
+    assert_int_equal(restarts_of[ENGINE0], 1);
+    assert_int_equal(restarts_of[TRAINER], 2);
+    check_ledger();
+    clean_up();
+}
+
+static void check_state(const char *want, int64_t at_most)
+{
+    struct ledger *l;
+    struct error err;
+    struct ledger_state s;
+    char *state;
+    assert_int_equal(ledger_open_readonly(dir, &l, &err), STATUS_OK);
+    assert_int_equal(ledger_state_read(l, 1, &s, &err), STATUS_OK);
+    assert_int_equal(ledger_meta_get(l, "state", &state, &err), STATUS_OK);
+    assert_string_equal(state, want);
+    assert_true(s.committed_steps <= at_most);
+    assert_int_equal(s.checkpoint.step, s.committed_steps); // the drain ended in a checkpoint
+    free(state);
+    ledger_close(l);
+}
+
+static int64_t trained_of(const char *task)
+{
+    struct ledger *l;
+    struct error err;
+    json_t *rewards;
+    assert_int_equal(ledger_open_readonly(dir, &l, &err), STATUS_OK);
+    assert_int_equal(ledger_rewards(l, 10000, &rewards, &err), STATUS_OK);
+    int64_t n = json_integer_value(json_object_get(json_object_get(rewards, task), "n"));
+    json_decref(rewards);
+    ledger_close(l);
+    return n;
+}
+
+// Ctrl-C in the middle, `ooze resume` later; a service registered at run time is part of both sittings.
+static void test_stop_and_resume(void **unused)
+{
+    (void)unused;
+    set_up_run();
+    faults = false;
+    const struct plan first = {.register_at = SFT_STEPS + 1, .stop_at = SFT_STEPS + 6}, second = {0};
+    assert_int_equal(play(&first), 0);
+    check_state("stopped", STEPS - 1);
+    assert_int_equal(play(&second), 0);
+    check_ledger();
+    assert_true(trained_of("pair") > 0 && trained_of("other") > 0);
+    clean_up();
+}
+
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_loop)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_losses), cmocka_unit_test(test_stop_and_resume)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
