@@ -1,4 +1,5 @@
 // The ops that work row by row or element by element, of every class against ref, and their gradients against differences in double.
+#include "kernels/fmath.h"
 #include "tests/kernels/check.h"
 
 static struct check check;
@@ -477,6 +478,25 @@ static void test_gradients(void **state)
     }
 }
 
+// exp of every class over its whole range, both cut-offs and the special values: probs with lse 0 is nothing but exp.
+static void test_exp(void **state)
+{
+    (void)state;
+    enum { N = 400000, ODD = 9 };
+    static const float odd[ODD] = {-87.3f, 88.7f, -87.30001f, 88.70001f, 0, -0.0f, INFINITY, -INFINITY, NAN};
+    static float x[N + ODD], want[N + ODD], got[N + ODD];
+    for (int i = 0; i < N; i++)
+        x[i] = (float)(-90 + 180.0 * i / N);
+    memcpy(x + N, odd, sizeof odd);
+    for (int i = 0; i < N + ODD; i++)
+        want[i] = fmath_exp(x[i]);
+    float one = 1, zero = 0;
+    for (int t = 0; t < check.n_twins; t++) {
+        check.twin[t]->k->probs(check.twin[t], 1, N + ODD, x, N + ODD, &one, &zero, got, N + ODD);
+        check_same("exp", check.twin[t], want, got, N + ODD);
+    }
+}
+
 int main(void)
 {
     if (!check_init(&check, 33))
@@ -484,7 +504,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_rmsnorm), cmocka_unit_test(test_rope),      cmocka_unit_test(test_elements),
         cmocka_unit_test(test_embed),   cmocka_unit_test(test_vocab),     cmocka_unit_test(test_optim),
-        cmocka_unit_test(test_fp8),     cmocka_unit_test(test_gradients),
+        cmocka_unit_test(test_fp8),     cmocka_unit_test(test_gradients), cmocka_unit_test(test_exp),
     };
     int rc = cmocka_run_group_tests(tests, NULL, NULL);
     check_done(&check);
