@@ -57,7 +57,7 @@ static const char *const stage_kinds[] = {"sft", "rl", NULL};
 static const char *const kv_on_refits[] = {"keep", "recompute", NULL};
 static const char *const archs[] = {"", "llama", "qwen2", "qwen3", NULL};
 static const char *const templates[] = {"auto", "chatml", "llama3", "qwen", "glm", "tiny", NULL};
-static const char *const isas[] = {"auto", "ref", "avx2", "avx512", NULL};
+static const char *const isas[] = {"auto", "ref", "avx2", "avx512", "avx512bf16", NULL};
 
 #define T run_stage
 static const struct config_field stage_fields[] = {
@@ -227,6 +227,7 @@ static const struct config_field run_fields[] = {
     INT(eval.samples, 1, 1024, "1", "Answers per held-out prompt, for pass@k."),
     REAL(eval.temperature, 0, 100, 0, "1", "Sampling temperature of evaluations; 0 = greedy."),
     BOOL(eval.at_start, "true", "Evaluate the initial weights too."),
+    BOOL(eval.only, "false", "Evaluate the initial weights, with the limits of the first rl stage, and end."),
     TEXT(orchestrator.listen, 0, "",
          "Further address for engines and trainers of other hosts, with CURVE: `tcp://0.0.0.0:5555`; empty = "
          "this host only."),

@@ -91,7 +91,7 @@ static int show_evals(const char *run_dir, bool json, bool summary, int64_t seed
     return EXIT_DONE;
 }
 
-// A run without stages, whose model is the checkpoint: its only act is the evaluation at its start.
+// A run whose model is the checkpoint and whose only act is the evaluation at its start.
 static int eval_checkpoint(const char *run_dir, const char *wanted, int64_t n, int64_t samples, bool json)
 {
     struct error err;
@@ -108,8 +108,7 @@ static int eval_checkpoint(const char *run_dir, const char *wanted, int64_t n, i
     snprintf(c->model.path, sizeof c->model.path, "%s", checkpoint);
     snprintf(c->run_dir, sizeof c->run_dir, "%.1000s", dir);
     snprintf(c->model.tokenizer, sizeof c->model.tokenizer, "%.1000s/tokenizer", real);
-    c->n_stages = 0;
-    c->eval.at_start = true;
+    c->eval.only = true;
     c->eval.n = n ? n : c->eval.n;
     c->eval.samples = samples ? samples : c->eval.samples;
     if (run_dir_create(c, dir, &err))

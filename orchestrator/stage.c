@@ -127,8 +127,13 @@ void stage_advance(struct orch *o)
         stage_waits(o, "the trainer's weights");
         return;
     }
-    if (o->committed_steps == 0 && o->cfg->eval.at_start && !evaluated(o, "start"))
+    if (o->committed_steps == 0 && (o->cfg->eval.at_start || o->cfg->eval.only) && !evaluated(o, "start"))
         return;
+    if (o->cfg->eval.only) {
+        o->stage.phase = PHASE_DONE;
+        orch_finish(o, "done");
+        return;
+    }
     bool boundary = current > 0 && o->committed_steps == stage_first_step(o, current);
     if (boundary && !ended(o, current - 1))
         return;
