@@ -10,6 +10,8 @@
 #include "orchestrator/orch.h"
 #include "orchestrator/status.h"
 
+#define LOAD_RETRY_MS 2000
+
 static bool same_wire(const struct wire_peer *a, const struct wire_peer *b)
 {
     return a->n == b->n && memcmp(a->id, b->id, (size_t)a->n) == 0;
@@ -215,6 +217,8 @@ static void on_loaded(struct orch *o, struct peer *p, const struct msg_loaded *l
         char text[512];
         orch_warn(o, "load_failed", "engine=%s version=%lld cause=%s", p->name, (long long)l->version,
                   log_quote(l->error ? l->error : "", text, sizeof text));
+        p->announced = -1; // the trainer may have published it elsewhere by then
+        p->retry_ms = orch_now(o) + LOAD_RETRY_MS;
         return;
     }
     if (l->version > p->version)
@@ -272,6 +276,7 @@ void peers_on_message(struct orch *o, const struct wire_peer *from, const struct
 
 void peers_announce(struct orch *o)
 {
+    int64_t now = orch_now(o);
     if (o->weights.version < 0)
         return;
     struct msg m = {.type = MSG_VERSION,
@@ -281,7 +286,8 @@ void peers_announce(struct orch *o)
                                 .bytes = o->weights.bytes}};
     for (int i = 0; i < PEERS_MAX; i++) {
         struct peer *p = &o->peers.v[i];
-        if (p->role == ROLE_ENGINE && p->up && p->announced < o->weights.version && peers_send(o, p, &m))
+        if (p->role == ROLE_ENGINE && p->up && p->announced < o->weights.version && now >= p->retry_ms &&
+            peers_send(o, p, &m))
             p->announced = o->weights.version;
     }
 }

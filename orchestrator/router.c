@@ -227,17 +227,36 @@ int router_choose(uint64_t session, const uint64_t *names, const int *load, cons
     return best;
 }
 
-static struct peer *engine_for(struct orch *o, const struct job *j, bool *ret_full)
+// The engines that are up, looked at once a pump.
+struct choice {
+    struct peer *engines[PEERS_MAX];
+    int n;
+    int64_t version_max;
+};
+
+static void choice_init(struct orch *o, struct choice *c)
+{
+    c->n = 0;
+    c->version_max = -1;
+    for (int i = 0; i < PEERS_MAX; i++) {
+        struct peer *p = &o->peers.v[i];
+        if (p->role != ROLE_ENGINE || !p->up || p->jobs.n >= 2 * p->max_running)
+            continue;
+        c->engines[c->n++] = p;
+        if (p->version > c->version_max)
+            c->version_max = p->version;
+    }
+}
+
+static struct peer *engine_for(const struct choice *c, const struct job *j)
 {
     uint64_t names[PEERS_MAX];
     int load[PEERS_MAX], room[PEERS_MAX], n = 0;
     struct peer *engines[PEERS_MAX];
-    bool full = true;
-    for (int i = 0; i < PEERS_MAX; i++) {
-        struct peer *p = &o->peers.v[i];
-        if (p->role != ROLE_ENGINE || !p->up)
-            continue;
-        full &= p->jobs.n >= 2 * p->max_running;
+    if (j->min_version > c->version_max)
+        return NULL;
+    for (int i = 0; i < c->n; i++) {
+        struct peer *p = c->engines[i];
         if (p->version < j->min_version)
             continue;
         names[n] = p->name_hash;
@@ -245,7 +264,6 @@ static struct peer *engine_for(struct orch *o, const struct job *j, bool *ret_fu
         room[n] = (int)(2 * p->max_running);
         engines[n++] = p;
     }
-    *ret_full = full;
     int k = n ? router_choose(j->session, names, load, room, n) : -1;
     return k < 0 ? NULL : engines[k];
 }
@@ -253,17 +271,15 @@ static struct peer *engine_for(struct orch *o, const struct job *j, bool *ret_fu
 void router_pump(struct orch *o)
 {
     int64_t now = orch_now(o);
-    for (struct job *j = o->router.waiting.first, *next; j; j = next) {
+    struct choice c;
+    choice_init(o, &c);
+    for (struct job *j = o->router.waiting.first, *next; j && c.n; j = next) {
         next = j->next;
         if (j->finish != FINISH_NONE || j->issues >= ROUTER_ISSUES_MAX)
             continue; // its note runs after the commit
-        bool full;
-        struct peer *p = engine_for(o, j, &full);
-        if (!p) {
-            if (full)
-                break;
+        struct peer *p = engine_for(&c, j);
+        if (!p)
             continue;
-        }
         if (!job_send(o, j, p))
             break;
         list_remove(&o->router.waiting, j);
@@ -271,6 +287,8 @@ void router_pump(struct orch *o)
         j->issues++;
         j->progress_ms = now;
         list_add(&p->jobs, j);
+        if (p->jobs.n >= 2 * p->max_running)
+            choice_init(o, &c);
     }
     if (now < o->router_check_ms)
         return;
