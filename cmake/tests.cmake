@@ -3,6 +3,7 @@
 #   tests/kernels/test_X.c     -> kernels_X       (ooze_kernels; argument --bench benchmarks the same binary)
 #   tests/oracle/test_X.c      -> oracle_X        (ooze_trainer, ooze_text: everything with a golden file)
 #   tests/process/test_X.c     -> process_X       (starts the real programs; BIN_DIR in its environment)
+#   tests/process/task_X.c     -> program task_X in BUILD/tests, a task service for the scripts
 #   tests/process/*.sh, tests/lint/*.sh -> run as they are
 #   tests/bench/bench_X.c      -> bench_X, never run by ctest
 #   tests/fuzz/fuzz_X.c        -> fuzz_X with libFuzzer (OOZE_FUZZ); otherwise replays tests/fuzz/corpus/X
@@ -54,6 +55,13 @@ foreach(kind lint process)
     string(REPLACE "test_" "" stem ${stem})
     ooze_script(${kind}_${stem} ${script} 600)
   endforeach()
+endforeach()
+file(GLOB services CONFIGURE_DEPENDS ${CMAKE_SOURCE_DIR}/tests/process/task_*.c)
+foreach(service ${services})
+  get_filename_component(stem ${service} NAME_WE)
+  add_executable(${stem} ${service})
+  set_target_properties(${stem} PROPERTIES RUNTIME_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/tests)
+  target_link_libraries(${stem} PRIVATE ooze_net ooze_base)
 endforeach()
 file(GLOB benches CONFIGURE_DEPENDS ${CMAKE_SOURCE_DIR}/tests/bench/bench_*.c)
 foreach(bench ${benches})

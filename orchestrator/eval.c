@@ -188,9 +188,8 @@ static void finish(struct orch *o)
         double mean = s.reward / s.n, success = (double)s.n_success / s.n;
         buf_printf(&line, ",\"eval/%s/mean\":%.9g,\"eval/%s/success\":%.9g", t->cfg.name, mean, t->cfg.name,
                    success);
-        if (o->cfg->eval.samples > 1)
-            buf_printf(&line, ",\"eval/%s/pass@%d\":%.9g", t->cfg.name, (int)o->cfg->eval.samples,
-                       s.pass / s.prompts);
+        buf_printf(&line, ",\"eval/%s/pass@%d\":%.9g", t->cfg.name, (int)o->cfg->eval.samples,
+                   s.pass / s.prompts);
         log_event(LOG_INFO, "eval_result", "label=%s task=%s success=%.4f mean=%.4f n=%d", e->label,
                   t->cfg.name, success, mean, s.n);
         sum += mean;

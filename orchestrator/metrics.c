@@ -88,6 +88,18 @@ void metrics_on_loaded(struct orch *o, const struct msg_loaded *l)
     o->metrics.load_ms = l->load_ms;
 }
 
+void metrics_generating(struct orch *o)
+{
+    struct metrics *x = &o->metrics;
+    int64_t now = orch_now(o);
+    if (x->generating)
+        x->generate_ms += now - x->generate_seen_ms;
+    x->generate_seen_ms = now;
+    x->generating = false;
+    for (int i = 0; i < PEERS_MAX && !x->generating; i++)
+        x->generating = o->peers.v[i].role == ROLE_ENGINE && o->peers.v[i].jobs.n > 0;
+}
+
 void metrics_step_begin(struct orch *o)
 {
     memset(&o->metrics.step, 0, sizeof o->metrics.step);
@@ -149,6 +161,7 @@ char *metrics_step_json(struct orch *o, const struct msg_step_done *m)
         x->generate_tok_s = generated / seconds;
         put(&b, "perf/generate_tokens_per_s", x->generate_tok_s);
     }
+    put(&b, "time/generate", (double)x->generate_ms / 1000);
     put(&b, "time/wait_for_batch", o->step.wait_ms / 1000);
     put(&b, "time/weight_sync", x->load_ms / 1000);
     put(&b, "lr", o->step.message.lr);
@@ -180,6 +193,7 @@ void metrics_step_written(struct orch *o, const struct msg_step_done *m, const c
     x->stale_before = o->groups.stale;
     x->generated_before = o->router.generated_tokens;
     x->last_commit_ms = orch_now(o);
+    x->generate_ms = 0;
 }
 
 void metrics_eval(struct orch *o, const struct eval *e, const char *fields)

@@ -45,6 +45,8 @@ struct metrics {
     int64_t last_commit_ms;
     int64_t scored; // episodes since the start
     double load_ms;
+    bool generating; // engines had jobs when last looked
+    int64_t generate_seen_ms, generate_ms;
     double generate_tok_s, train_tok_s;
     int n_last;
     struct {
@@ -58,6 +60,8 @@ void metrics_close(struct orch *o);
 
 void metrics_on_scored(struct orch *o, const struct task *t, const struct member_result *r);
 void metrics_on_loaded(struct orch *o, const struct msg_loaded *l);
+// Called in every turn of the loop: time/generate is the time since the last step in which engines had jobs.
+void metrics_generating(struct orch *o);
 void metrics_step_begin(struct orch *o);
 // A member of step `step` (which consumes weights `step`).
 void metrics_step_member(struct orch *o, const struct task *t, const struct member_result *r, int64_t step);

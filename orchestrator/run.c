@@ -130,6 +130,7 @@ static void pump(struct orch *o)
     step_try(o);
     eval_tick(o);
     router_pump(o);
+    metrics_generating(o);
     o->pumping = false;
 }
 

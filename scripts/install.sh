@@ -7,7 +7,7 @@ set -euo pipefail
 build=(gcc libc6-dev cmake ninja-build pkg-config ca-certificates protobuf-c-compiler
        libyaml-dev libjansson-dev libssl-dev libxxhash-dev libuv1-dev libmicrohttpd-dev libcurl4-openssl-dev
        libzmq3-dev libprotobuf-c-dev libsqlite3-dev libpcre2-dev libutf8proc-dev)
-test=(libcmocka-dev clang-format python3-minimal curl procps)
+test=(libcmocka-dev clang-format python3-minimal curl procps jq sqlite3)
 
 wanted=()
 for group in "${@:-build}"; do
