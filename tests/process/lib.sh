@@ -90,7 +90,8 @@ wait_end() {
 
 # The run of most tests: weights that fit in a cache, steps that take milliseconds, a task whose rewards differ between answers.
 "$bin/quickstart-demos" 1 200 >"$tmp/demos.jsonl"
-cat >"$tmp/micro.yaml" <<YAML
+config=$tmp/micro.yaml
+cat >"$config" <<YAML
 name: micro
 seed: 7
 model:
@@ -114,7 +115,7 @@ YAML
 run_start() {
   run=$tmp/$1 run_log=$tmp/$1
   shift
-  nice -n 5 "$ooze" run --quiet "$tmp/micro.yaml" "run_dir=$run" "$@" >"$run_log.out" 2>"$run_log.err" &
+  nice -n 5 "$ooze" run --quiet "$config" "run_dir=$run" "$@" >"$run_log.out" 2>"$run_log.err" &
   run_pid=$!
 }
 run_resume() {
