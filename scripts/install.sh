@@ -2,6 +2,7 @@
 # Installs the Debian packages that are missing, and says which. Needs root or sudo only when some are.
 #   scripts/install.sh build           what building and running takes
 #   scripts/install.sh build test      … and what the tests take
+#   scripts/install.sh build python    … and what the examples in Python take
 set -euo pipefail
 # with everything there this ends here, without network
 build=(gcc libc6-dev cmake ninja-build pkg-config ca-certificates protobuf-c-compiler
@@ -14,7 +15,8 @@ for group in "${@:-build}"; do
   case $group in
     build) wanted+=("${build[@]}") ;;
     test) wanted+=("${test[@]}") ;;
-    *) echo "usage: scripts/install.sh [build] [test]" >&2; exit 2 ;;
+    python) wanted+=("${python[@]}") ;;
+    *) echo "usage: scripts/install.sh [build] [test] [python]" >&2; exit 2 ;;
   esac
 done
 

@@ -1,60 +1,79 @@
 #!/usr/bin/env python3
-"""An ooze-task/1 service around reasoning-gym (pip install reasoning-gym): one dataset of it as a single-turn task.
+"""An ooze-task/1 service around reasoning-gym (pip install reasoning-gym): one of its datasets as a single-turn task.
 
-    reasoning_gym_task.py --dataset chain_sum --config '{"min_terms":2,"max_terms":2}' --port 0 --port-file F
+    reasoning_gym_task.py --dataset chain_sum --config '{"min_terms":2,"max_terms":3}' --extract number --port 0 --port-file F
 
-Training and held-out prompts are items of the same dataset under two different seeds; a held-out question that also occurs among the
-training items (small configurations do repeat) is replaced by the next one that does not.
+A question belongs to the held-out split when a hash of its text says so (one in five), whatever seed it came from: small datasets
+repeat questions, and none may be in both splits. A conversation is the optional system message, --shots solved examples (questions of
+neither split) and the question. A right answer earns 1, others --partial times reasoning-gym's own score.
 """
 import argparse
+import hashlib
 import json
 import os
+import re
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import reasoning_gym
 
 
+def held_out(question):
+    return hashlib.sha256(question.encode()).digest()[0] % 5 == 0
+
+
+def pick(dataset, n, wanted):
+    """The first n items of a dataset that `wanted` accepts; fewer when it has no more."""
+    out = []
+    for item in dataset:
+        if wanted(item["question"]):
+            out.append(item)
+            if len(out) == n:
+                break
+    return out
+
+
 class Dataset:
-    def __init__(self, name, config, train, held_out, seed):
-        self.name = name
-        self.train = reasoning_gym.create_dataset(name, size=train, seed=seed, **config)
-        seen = {self.train[i]["question"] for i in range(train)}
-        pool = reasoning_gym.create_dataset(name, size=held_out * 50, seed=seed + 1, **config)
-        self.eval = []
-        for item in pool:
-            if item["question"] not in seen:
-                seen.add(item["question"])
-                self.eval.append(item)
-                if len(self.eval) == held_out:
-                    break
-        if not self.eval:
-            raise SystemExit(f"{name}: every question of the held-out seed is a training question; widen --config")
+    """The two splits and the solved examples of one dataset; item and grade are called under the lock of the service."""
+
+    def __init__(self, name, config, train, n_held_out, seed, shots):
+        self.name, self.seen = name, set()
+        self.shots = pick(reasoning_gym.create_dataset(name, size=100, seed=seed + 2, **config), shots, self.unseen)
+        self.source = reasoning_gym.create_dataset(name, size=train * 2 + 100, seed=seed, **config)
+        shown = set(self.seen)
+        self.train = pick(self.source, train, lambda q: not held_out(q) and q not in shown)
+        self.eval = pick(reasoning_gym.create_dataset(name, size=n_held_out * 50, seed=seed + 1, **config), n_held_out,
+                         lambda q: held_out(q) and self.unseen(q))
+        if len(self.train) < train or not self.eval:
+            raise SystemExit(f"{name}: {len(self.train)} training and {len(self.eval)} held-out questions; widen --config")
+
+    def unseen(self, question):
+        new = question not in self.seen
+        self.seen.add(question)
+        return new
 
     def item(self, split, index):
-        return self.eval[index] if split == "eval" else self.train[index]
+        return {"train": self.train, "eval": self.eval}[split][index]
 
-    def grade(self, text, item):
-        """Exact answer 1; reasoning-gym's own partial credit is halved so that only a right answer reaches the top."""
-        score = float(self.train.score_answer(answer=text, entry=item))
-        return 1.0 if score >= 1.0 else 0.5 * max(0.0, score)
+    def grade(self, answer, item, partial):
+        score = float(self.source.score_answer(answer=answer, entry=item))
+        return 1.0 if score >= 1 else partial * max(0.0, score)
 
 
-def last_answer(text):
-    """The text after the last 'Answer:' when there is one, else the last line that is not empty."""
-    at = text.rfind("Answer:")
-    if at >= 0:
-        text = text[at + len("Answer:"):]
-        return text.strip().splitlines()[0].strip() if text.strip() else ""
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return lines[-1] if lines else ""
+def answer_of(text, how):
+    """What is graded of a reply: its last number, its last word, or its last line that is not empty."""
+    if how == "line":
+        found = [line.strip() for line in text.splitlines() if line.strip()]
+    else:
+        found = re.findall(r"-?\d+" if how == "number" else r"[^\W\d_]+", text)
+    return found[-1] if found else ""
 
 
 class Task(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
-    dataset = None
-    lock = threading.Lock()  # reasoning-gym's generators are not promised to be thread-safe
-    suffix = ""
+    disable_nagle_algorithm = True
+    dataset, options = None, None
+    lock = threading.Lock()  # reasoning-gym is not promised to be thread-safe
 
     def reply(self, status, body=None):
         data = b"" if body is None else json.dumps(body).encode()
@@ -75,21 +94,35 @@ class Task(BaseHTTPRequestHandler):
         else:
             self.reply(404, {"error": {"kind": "environment", "message": f"no {self.path}"}})
 
+    def messages(self, item):
+        o, out = self.options, []
+        if o.system:
+            out.append({"role": "system", "content": o.system})
+        for shot in self.dataset.shots:
+            out.append({"role": "user", "content": shot["question"] + o.suffix})
+            out.append({"role": "assistant", "content": shot["answer"]})
+        return out + [{"role": "user", "content": item["question"] + o.suffix}]
+
     def do_POST(self):
         try:
             body = json.loads(self.rfile.read(int(self.headers.get("Content-Length", 0))) or b"{}")
             with self.lock:
                 if self.path == "/episodes":
-                    item = self.dataset.item(body["split"], body["index"])
-                    reply = {"episode_id": f"{body['split']}-{body['index']}", "label": item["answer"],
-                             "messages": [{"role": "user", "content": item["question"] + self.suffix}]}
+                    split, index = body["split"], body["index"]
+                    item = self.dataset.item(split, index)
+                    # the id says everything: the service keeps no state, so any call can be repeated or come after a restart
+                    reply = {"episode_id": f"{split}-{index}", "label": item["answer"], "messages": self.messages(item)}
                 else:
-                    split, index = self.path.split("/")[2].split("-")
-                    item = self.dataset.item(split, int(index))
+                    _, kind, name, verb = self.path.split("/")
+                    if (kind, verb) != ("episodes", "step"):
+                        raise ValueError(f"no {self.path}")
+                    split, index = name.split("-")
                     text = body["message"].get("content") or ""
-                    reply = {"messages": [], "done": True, "reward": self.dataset.grade(last_answer(text), item)}
+                    reward = self.dataset.grade(answer_of(text, self.options.extract), self.dataset.item(split, int(index)),
+                                                self.options.partial)
+                    reply = {"messages": [], "done": True, "reward": reward}
             self.reply(200, reply)
-        except (KeyError, IndexError, ValueError) as e:
+        except (KeyError, IndexError, TypeError, ValueError) as e:
             self.reply(400, {"error": {"kind": "environment", "message": f"{type(e).__name__}: {e}"}})
 
     def do_DELETE(self):
@@ -99,23 +132,31 @@ class Task(BaseHTTPRequestHandler):
         pass
 
 
+class Server(ThreadingHTTPServer):
+    request_queue_size = 1024
+    daemon_threads = True
+
+
 def main():
     o = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     o.add_argument("--dataset", required=True)
-    o.add_argument("--config", default="{}", help="JSON object of the dataset's parameters")
-    o.add_argument("--train", type=int, default=20000)
-    o.add_argument("--held-out", type=int, default=256)
+    o.add_argument("--config", type=json.loads, default={}, help="JSON object of the dataset's parameters")
+    o.add_argument("--train", type=int, default=5000, help="training questions (repeats included)")
+    o.add_argument("--held-out", type=int, default=128, help="held-out questions at most (all different)")
     o.add_argument("--seed", type=int, default=1)
+    o.add_argument("--system", default="", help="system message")
     o.add_argument("--suffix", default="", help="text after every question")
+    o.add_argument("--shots", type=int, default=0, help="solved examples before the question")
+    o.add_argument("--extract", choices=["line", "number", "word"], default="line", help="what of the reply is graded")
+    o.add_argument("--partial", type=float, default=0, help="weight of reasoning-gym's credit for answers that are not right")
     o.add_argument("--host", default="127.0.0.1")
     o.add_argument("--port", type=int, default=0)
     o.add_argument("--port-file")
     a = o.parse_args()
-    Task.dataset = Dataset(a.dataset, json.loads(a.config), a.train, a.held_out, a.seed)
-    Task.suffix = a.suffix
-    server = ThreadingHTTPServer((a.host, a.port), Task)
+    Task.dataset, Task.options = Dataset(a.dataset, a.config, a.train, a.held_out, a.seed, a.shots), a
+    server = Server((a.host, a.port), Task)
     if a.port_file:
-        with open(a.port_file + ".tmp", "w") as f:
+        with open(a.port_file + ".tmp", "w", encoding="utf-8") as f:
             f.write(f"{server.server_port}\n")
         os.rename(a.port_file + ".tmp", a.port_file)
     server.serve_forever()
