@@ -311,6 +311,24 @@ static void step_note(struct orch *o, uint64_t serial, uint64_t unused)
         episode_call_step(ep);
 }
 
+// A NUL that the policy sampled is legal JSON, but many parsers refuse it or cut the string there: the service gets U+FFFD. A
+// refusal would count as the environment's failure, and a byte must not be a way out of a bad reward.
+static void replace_nuls(char *json)
+{
+    for (char *c = json; *c; c++) {
+        if (*c != '\\')
+            continue;
+        int slashes = 1;
+        while (c[1] == '\\') {
+            slashes++;
+            c++;
+        }
+        // Arguments of a tool call are JSON inside JSON: there the escape's own backslash is escaped.
+        if (slashes <= 2 && strncmp(c + 1, "u0000", 5) == 0)
+            memcpy(c + 1, "ufffd", 5);
+    }
+}
+
 static void take_message(struct episode *ep)
 {
     struct toolcall_parsed parsed;
@@ -319,6 +337,7 @@ static void take_message(struct episode *ep)
     session_parse(&ep->session, prefix, &parsed);
     free(ep->message);
     ep->message = json_text(parsed.message);
+    replace_nuls(ep->message);
     ep->calls = parsed.n_calls > 0;
     toolcall_parsed_done(&parsed);
 }

@@ -272,7 +272,16 @@ static enum status restore(struct orch *o, struct error *err)
         return rc;
     if (!journal_flush(o, true))
         return error_set(err, STATUS_IO, "%s", o->last_error);
-    o->stage.index = stage_of_committed(o);
+    int current = stage_of_committed(o);
+    // What a crash left of a stage whose last step is committed.
+    if (current > 0 && o->cfg->stages[current - 1].kind == RUN_STAGE_RL &&
+        o->committed_steps == stage_first_step(o, current)) {
+        o->stage.index = current - 1;
+        if ((rc = groups_restore(o, err)))
+            return rc;
+        groups_drop_all(o, DROP_SURPLUS, "the stage is over");
+    }
+    o->stage.index = current;
     if (o->stage.index < o->cfg->n_stages && orch_stage(o)->kind == RUN_STAGE_RL)
         rc = groups_restore(o, err);
     log_event(LOG_INFO, "restored", "epoch=%lld steps=%lld prepared=%d checkpoint=%lld weights=%lld",

@@ -101,10 +101,13 @@ static bool evaluated(struct orch *o, const char *label)
 static bool ended(struct orch *o, int index)
 {
     char label[RUNCONFIG_NAME + 16];
+    // After a restart at this very step nothing was entered: groups that were restored belong to the next stage.
+    if (o->stage.entered && o->stage.index == index) {
+        groups_drop_all(o, DROP_SURPLUS, "the stage is over");
+        sft_close(o);
+    }
     o->stage.index = index;
     o->stage.entered = false;
-    groups_drop_all(o, DROP_SURPLUS, "the stage is over");
-    sft_close(o);
     if (o->checkpoint.step != o->committed_steps) {
         o->stage.phase = PHASE_CHECKPOINT;
         stage_waits(o, "the stage's checkpoint");

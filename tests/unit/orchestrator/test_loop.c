@@ -670,6 +670,8 @@ static void check_ledger(void)
     assert_int_equal(ledger_counts_read(l, &c, &err), STATUS_OK);
     assert_int_equal(c.units[UNIT_TRAINED], SFT_STEPS * 6 + RL_STEPS * 12 - n_missing(l));
     assert_in_range(c.units[UNIT_DROPPED], 0, 100);
+    assert_int_equal(c.dropped[DROP_SURPLUS],
+                     0); // admission ends with the stage; a restart loses nothing that is ready
     assert_int_equal(ledger_eval_summary(l, &evals, &err), STATUS_OK);
     text = json_text(evals);
     for (const char *const *label = (const char *const[]){"\"start\"", "\"stage:sft\"", "\"stage:rl\"", NULL};
@@ -806,7 +808,18 @@ static void test_stop_and_resume(void **unused)
     check_state("stopped", STEPS - 1);
     assert_int_equal(play(&second), 0);
     check_ledger();
-    assert_true(trained_of("pair") > 0 && trained_of("other") > 0);
+    clean_up();
+}
+
+// SIGKILL of the orchestrator when the second stage's first groups are out and none of its steps is committed.
+static void test_killed_at_boundary(void **unused)
+{
+    (void)unused;
+    set_up_run();
+    faults = NO_FAULTS;
+    const struct plan plan = {.kill_orch_at = SFT_STEPS + 2}; // the line after the stage's evaluation
+    assert_int_equal(play(&plan), 0);
+    check_ledger();
     clean_up();
 }
 
@@ -830,7 +843,8 @@ static void test_conflict_stops_the_run(void **unused)
     clean_up();
 }
 
-// A trainer that answers pings but never its step: fenced when the lease is over; the next one gets the same step.
+// A trainer that answers pings but never its step: fenced when the lease is over; the next one gets the same step. A service
+// registered meanwhile has its share of the groups.
 static void test_lease(void **unused)
 {
     (void)unused;
@@ -840,10 +854,11 @@ static void test_lease(void **unused)
     memcpy(strstr(with_lease, "lease_ms: 20000"), "lease_ms: 1500 ", 15);
     put_file("config.yaml", with_lease);
     faults = HANGS;
-    const struct plan plan = {0};
+    const struct plan plan = {.register_at = 1};
     assert_int_equal(play(&plan), 0);
     assert_int_equal(restarts_of[TRAINER], 1);
     check_ledger();
+    assert_true(trained_of("pair") > 0 && trained_of("other") > 0);
     clean_up();
 }
 
@@ -851,6 +866,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {cmocka_unit_test(test_losses), cmocka_unit_test(test_stop_and_resume),
                                        cmocka_unit_test(test_conflict_stops_the_run),
-                                       cmocka_unit_test(test_lease)};
+                                       cmocka_unit_test(test_lease),
+                                       cmocka_unit_test(test_killed_at_boundary)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
