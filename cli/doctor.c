@@ -10,10 +10,12 @@
 #include "cli/command.h"
 
 static const char usage[] =
-    "usage: ooze doctor\n\n"
+    "usage: ooze doctor [--config-docs]\n\n"
     "Says what this machine has for training and serving: processor features, cores, memory, shared memory, "
     "open\n"
-    "files, our own programs. Exit codes: 0 a run can be started here, 1 something needed is missing.\n";
+    "files, our own programs.\n\n"
+    "  --config-docs   print the reference of all configuration keys (docs/configuration.md) instead\n\n"
+    "Exit codes: 0 a run can be started here, 1 something needed is missing.\n";
 
 static int missing;
 
@@ -106,12 +108,21 @@ static void check_sockets(void)
 
 int command_doctor(int argc, char **argv)
 {
-    int n, rc = options_parse("doctor", usage, NULL, argc, argv, &n);
+    bool docs = false;
+    const struct option_spec specs[] = {{"config-docs", NULL, &docs}, {0}};
+    int n, rc = options_parse("doctor", usage, specs, argc, argv, &n);
     if (rc >= 0)
         return rc;
     if (n) {
         fputs(usage, stderr);
         return EXIT_USAGE;
+    }
+    if (docs) {
+        struct buf out = {0};
+        runconfig_print_docs(&out);
+        fwrite(out.data, 1, out.len, stdout);
+        buf_done(&out);
+        return EXIT_DONE;
     }
     check_processor();
     check_machine();

@@ -17,8 +17,12 @@ static void help(void)
     printf("ooze %s: asynchronous agentic reinforcement learning for language models\n\nusage: ooze COMMAND "
            "…\n\n",
            OOZE_VERSION);
-    for (size_t i = 0; i < sizeof list / sizeof list[0]; i++)
-        printf("  %-9s %-34s %s\n", list[i].name, list[i].args, list[i].help);
+    for (size_t i = 0; i < sizeof list / sizeof list[0]; i++) {
+        int extra = 0; // bytes of a character beyond its first take no column
+        for (const char *c = list[i].args; *c; c++)
+            extra += (*c & 0xc0) == 0x80;
+        printf("  %-9s %-*s %s\n", list[i].name, 34 + extra, list[i].args, list[i].help);
+    }
     printf("\n`ooze COMMAND --help` explains one. RUN is a run directory (runs/NAME).\n"
            "Exit codes: 0 done, 1 failed (the reason is on stderr), 2 wrong usage or bad configuration.\n");
 }

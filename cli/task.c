@@ -11,7 +11,8 @@ static const char usage[] = "usage: ooze task list [--json] RUN\n"
                             "A task is a microservice that speaks ooze-task/1 (docs/protocols.md). register "
                             "adds one to a run that is going on: its episodes\n"
                             "start with the next groups, in proportion R to the other tasks' ratios. remove "
-                            "lets running episodes finish and issues no more.\n\n"
+                            "ends its episodes (dropped as task_removed, but\n"
+                            "for those in a prepared step) and issues no more.\n\n"
                             "Exit codes: 0 done, 1 refused (the reason is on stderr), 2 wrong usage.\n";
 
 static void print_tasks(const json_t *j)

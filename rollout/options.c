@@ -61,7 +61,8 @@ static const char HELP[] =
     "  GET  /health  /get_weight_version  /metrics\n"
     "  POST /abort_request  /pause_generation  /continue_generation  /flush_cache  "
     "/update_weights_from_disk\n"
-    "  (see docs/protocols.md; in a run the calls of the last line need the run's token)\n"
+    "  (see docs/protocols.md; in a run the calls of the last line need the run's token, but for aborting "
+    "one's own rid)\n"
     "\n"
     "Files\n"
     "  RUN/NAME.http         port of the HTTP API of an engine of a run (rollout.http)\n"
@@ -73,8 +74,7 @@ static const char HELP[] =
     "its parent.\n"
     "\n"
     "Exit status\n"
-    "  0 done or stopped, 1 failure (logged once to standard error), 2 bad usage or configuration, 75 "
-    "restart me\n";
+    "  0 done or stopped, 1 failure (logged once to standard error), 2 bad usage or configuration\n";
 
 enum { // long options without a letter
     OPT_RESTARTS = 256,
