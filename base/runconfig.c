@@ -192,7 +192,7 @@ static const struct config_field run_fields[] = {
     INT(rollout.threads, 0, 1024, "0", "Threads of each engine; 0 = share the cores of the host."),
     ENUM(rollout.dtype, dtypes, "fp8", "Weights that the engines sample from."),
     INT(rollout.kv_tokens, 64, BILLION, "65536", "Capacity of an engine's KV cache, in tokens."),
-    INT(rollout.page_tokens, 16, 4096, "64", "Page of the KV cache, in tokens, a power of two."),
+    INT(rollout.page_tokens, 32, 4096, "64", "Page of the KV cache, in tokens, a power of two."),
     INT(rollout.max_batch_tokens, 1, 1 << 20, "512",
         "Tokens that one engine step computes at most: decoded ones and prompt chunks."),
     INT(rollout.max_running, 1, 1 << 16, "128", "Sequences that an engine runs at once."),

@@ -118,6 +118,8 @@ enum status progress_open(struct loop *l, const char *run_dir, bool quiet, struc
 void progress_note(struct progress *p, const char *fmt, ...)
 {
     va_list ap;
+    if (p->quiet)
+        return;
     va_start(ap, fmt);
     printf("[%7.1fs] ", seconds(p));
     vprintf(fmt, ap);
