@@ -105,6 +105,7 @@ static int eval_checkpoint(const char *run_dir, const char *wanted, int64_t n, i
         goto out;
     }
     snprintf(dir, sizeof dir, "%s/eval/%d", real, (int)getpid());
+    c->model = (struct run_model){.chat_template = "auto"}; // shape and tokenizer come from the folders
     snprintf(c->model.path, sizeof c->model.path, "%s", checkpoint);
     snprintf(c->run_dir, sizeof c->run_dir, "%.1000s", dir);
     snprintf(c->model.tokenizer, sizeof c->model.tokenizer, "%.1000s/tokenizer", real);
