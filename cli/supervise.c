@@ -8,6 +8,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/file.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "base/clock.h"
@@ -37,6 +38,7 @@ struct child {
     int fruitless;            // of those, without a committed step in between
     int64_t steps_at_restart; // committed steps when it was last started
     char restarts_text[16];
+    int64_t log_start; // bytes of its log that earlier incarnations wrote
     char log[RUNCONFIG_PATH + 128];
 };
 
@@ -115,7 +117,24 @@ static void end_if_empty(struct supervisor *s)
         loop_stop(s->loop);
 }
 
-// The last line of a child's log that says level=error, as the cause.
+// The cause of a log line: what stands behind cause=, unquoted; the whole line when it has none.
+static void line_cause(const char *line, char *ret, size_t n)
+{
+    const char *from = strstr(line, " cause=\"");
+    size_t len = 0;
+    if (!from) {
+        snprintf(ret, n, "%s", line);
+        return;
+    }
+    for (from += strlen(" cause=\""); *from && *from != '"' && len + 1 < n; from++) {
+        if (*from == '\\' && from[1])
+            from++;
+        ret[len++] = *from;
+    }
+    ret[len] = 0;
+}
+
+// What the child's last line of level=error gives as its cause; lines of earlier incarnations do not count.
 static void last_error(const struct child *c, char *ret, size_t n)
 {
     char *text;
@@ -124,11 +143,12 @@ static void last_error(const struct child *c, char *ret, size_t n)
     ret[0] = 0;
     if (file_read(c->log, (size_t)1 << 30, &text, &len, &none))
         return;
-    char *from = len > 65536 ? text + len - 65536 : text;
+    size_t start = (size_t)c->log_start < len ? (size_t)c->log_start : 0;
+    char *from = len - start > 65536 ? text + len - 65536 : text + start;
     for (char *line = strtok(from, "\n"); line; line = strtok(NULL, "\n"))
         if (strstr(line, "level=error") || strstr(line, "ERROR: AddressSanitizer") ||
             strstr(line, "runtime error"))
-            snprintf(ret, n, "%s", line);
+            line_cause(line, ret, n);
     free(text);
 }
 
@@ -157,12 +177,12 @@ static void child_exited(void *ctx, int code, int sig)
     if (s->first.status == STATUS_OK)
         error_set(&s->first, STATUS_PEER, "%s %s%s%s (log: %s)", c->name, why, cause[0] ? ": " : "", cause,
                   c->log);
-    // 2 and 1 of the orchestrator are final: it has said why, and would say it again. (1 also ends a run on a hash conflict.)
-    bool final = c->is_orchestrator && (code == 1 || code == 2);
+    // 2 of anyone and 1 of the orchestrator are final: it has said why, and would say it again. (1 also ends a run on a hash conflict.)
+    bool final = code == 2 || (c->is_orchestrator && code == 1);
     int64_t steps = committed_steps(s);
     c->fruitless = steps > c->steps_at_restart ? 1 : c->fruitless + 1;
     c->restarts++;
-    if (final || code == 2 || c->fruitless > s->config->orchestrator.max_restarts) {
+    if (final || c->fruitless > s->config->orchestrator.max_restarts) {
         if (final)
             s->rc = error_set(&s->err, STATUS_PEER, "%s %s%s%s (log: %s)", c->name, why, cause[0] ? ": " : "",
                               cause, c->log);
@@ -189,6 +209,8 @@ static void child_start(void *ctx)
         return;
     snprintf(c->restarts_text, sizeof c->restarts_text, "%d", c->restarts);
     c->steps_at_restart = committed_steps(s);
+    struct stat log;
+    c->log_start = stat(c->log, &log) == 0 ? (int64_t)log.st_size : 0;
     const struct loop_child_spec spec = {
         .argv = (const char *const *)c->argv,
         .out_path = c->log,

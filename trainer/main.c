@@ -56,7 +56,8 @@ static const char help[] =
     "with its parent.\n"
     "\n"
     "Exit status\n"
-    "  0 done or stopped, 1 failure (logged once to standard error), 2 bad usage or configuration, 75 "
+    "  0 done or stopped, 1 failure (logged once to standard error), 2 bad usage, configuration, model or "
+    "checkpoint, 75 "
     "restart me (fenced by a\n"
     "  newer incarnation, or out of step with the orchestrator)\n";
 
@@ -143,9 +144,12 @@ static int fail(enum status rc, const struct error *err, const char *event)
 {
     char quoted[1200];
     bool again = rc == STATUS_FENCED || rc == STATUS_PROTOCOL || rc == STATUS_PEER;
+    // A model folder or checkpoint that cannot be used: another start would say the same.
+    bool bad_input = rc == STATUS_INVALID || rc == STATUS_TYPE || rc == STATUS_RANGE ||
+                     rc == STATUS_NOTFOUND || rc == STATUS_CORRUPT || rc == STATUS_UNSUPPORTED;
     log_event(again ? LOG_WARN : LOG_ERROR, event, "status=%s cause=%s", status_name(rc),
               log_quote(err->text, quoted, sizeof quoted));
-    return again ? EXIT_RESTART : EXIT_FAILURE;
+    return again ? EXIT_RESTART : bad_input ? EXIT_USAGE : EXIT_FAILURE;
 }
 
 // Blocks SIGTERM in every thread and returns a descriptor that becomes readable with it.
