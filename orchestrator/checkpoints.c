@@ -230,6 +230,14 @@ void trainer_on_checkpoint(struct orch *o, struct peer *p, const struct msg_chec
     orch_kick(o);
 }
 
+void trainer_ask_checkpoint(struct orch *o)
+{
+    struct msg ask = {
+        .type = MSG_CHECKPOINT,
+        .checkpoint = {.epoch = o->trainer.epoch, .step = o->committed_steps, .path = "", .hash = ""}};
+    peers_send(o, peers_trainer(o), &ask);
+}
+
 void trainer_note_eval(struct orch *o, int64_t step, double mean)
 {
     struct trainer_link *t = &o->trainer;

@@ -17,6 +17,7 @@
 #include "net/http_client.h"
 #include "net/http_server.h"
 #include "net/loop.h"
+#include "orchestrator/chunks.h"
 #include "orchestrator/episode.h"
 #include "orchestrator/eval.h"
 #include "orchestrator/group.h"
@@ -58,6 +59,7 @@ struct orch {
 
     struct journal journal;
     struct peers peers;
+    struct chunks chunks;
     struct router router;
     int64_t router_check_ms;
     struct tasks tasks;
@@ -84,6 +86,8 @@ struct orch {
 
     bool stopping; // drain: no new groups
     int64_t stop_deadline_ms;
+    bool stop_now;              // no waiting for anything, not even a checkpoint
+    int64_t stop_checkpoint_ms; // when the checkpoint of the drained run was asked for, 0 = not yet
     bool failed, finished;
     int exit_code;
     char last_error[1024];

@@ -15,6 +15,7 @@
 #include "base/mem.h"
 #include "orchestrator/api.h"
 #include "orchestrator/orch.h"
+#include "proto/keys.h"
 
 #define TICK_MS 20
 
@@ -86,7 +87,7 @@ void orch_stop(struct orch *o, bool drain)
         return;
     if (o->stopping || !drain) {
         log_event(LOG_INFO, "stop", "drain=0");
-        o->stopping = true;
+        o->stopping = o->stop_now = true;
         o->stop_deadline_ms = orch_now(o);
     } else {
         log_event(LOG_INFO, "stop", "drain=1 drain_ms=%lld", (long long)o->cfg->orchestrator.drain_ms);
@@ -116,12 +117,27 @@ static bool drained(struct orch *o)
     return stage->kind == RUN_STAGE_RL && o->groups.n_running + o->groups.n_ready < stage->groups_per_step;
 }
 
+// Drained, but the newest checkpoint is older than the last step: the trainer is asked for one, once, and waited for as long as for
+// the draining itself. True while waiting.
+static bool checkpoint_awaited(struct orch *o)
+{
+    if (o->stop_now || o->committed_steps == 0 || o->checkpoint.step == o->committed_steps ||
+        !trainer_is_ready(o))
+        return false;
+    if (!o->stop_checkpoint_ms) {
+        o->stop_checkpoint_ms = orch_now(o);
+        trainer_ask_checkpoint(o);
+    }
+    return orch_now(o) - o->stop_checkpoint_ms < o->cfg->orchestrator.drain_ms;
+}
+
 static void pump(struct orch *o)
 {
     if (o->failed || o->finished)
         return;
     if (o->stopping && drained(o)) {
-        orch_finish(o, "stopped");
+        if (!checkpoint_awaited(o))
+            orch_finish(o, "stopped");
         return;
     }
     o->pumping = true;
@@ -290,6 +306,44 @@ static enum status restore(struct orch *o, struct error *err)
     return rc;
 }
 
+// The socket for other hosts. An address with port * keeps its port over restarts of this process as long as it is free: engines
+// go on trying the one they were given.
+static enum status listen_further(struct orch *o, struct error *err)
+{
+    const char *listen = o->cfg->orchestrator.listen;
+    char path[RUNCONFIG_PATH + 32], known[RUNCONFIG_NAME + 32], line[RUNCONFIG_NAME + 33];
+    struct error none;
+    size_t n = strlen(listen);
+    enum status rc = file_join(path, sizeof path, o->run_dir, "orchestrator.listen", err);
+    if (rc)
+        return rc;
+    bool same = n > 1 && listen[n - 1] == '*' && file_exists(path) &&
+                read_word(o->run_dir, "orchestrator.listen", known, sizeof known, &none) == STATUS_OK &&
+                strncmp(known, listen, n - 1) == 0 && wire_bind_more(o->wire, known, &none) == STATUS_OK;
+    if (!same && (rc = wire_bind_more(o->wire, listen, err)))
+        return error_prefix(err, "orchestrator.listen");
+    log_event(LOG_INFO, "listening", "engines=%s", wire_address(o->wire));
+    int len = snprintf(line, sizeof line, "%s\n", wire_address(o->wire));
+    return len >= (int)sizeof line ? error_set(err, STATUS_LIMIT, "orchestrator.listen: address too long")
+                                   : file_write_atomic(path, line, (size_t)len, 0600, err);
+}
+
+static enum status open_wire(struct orch *o, const char *endpoint, struct error *err)
+{
+    char server[RUNCONFIG_PATH + 32], allowed[RUNCONFIG_PATH + 32];
+    struct keys k;
+    if (!o->cfg->orchestrator.listen[0])
+        return wire_bind(endpoint, NULL, &o->wire, err);
+    enum status rc = file_join(server, sizeof server, o->run_dir, "keys/server.key", err);
+    if (rc || (rc = file_join(allowed, sizeof allowed, o->run_dir, "keys/allowed", err)) ||
+        (rc = keys_read(server, false, &k, err)))
+        return rc;
+    const struct wire_curve curve = {.secret_key = k.secret, .public_key = k.public, .allow_file = allowed};
+    rc = wire_bind(endpoint, &curve, &o->wire, err);
+    keys_wipe(&k);
+    return rc ? rc : listen_further(o, err);
+}
+
 static enum status open_sockets(struct orch *o, struct error *err)
 {
     char address[RUNCONFIG_PATH], endpoint[RUNCONFIG_PATH + 8];
@@ -297,9 +351,7 @@ static enum status open_sockets(struct orch *o, struct error *err)
     if (rc)
         return rc;
     snprintf(endpoint, sizeof endpoint, "%s%s", strncmp(address, "ipc://", 6) == 0 ? "" : "ipc://", address);
-    if ((rc = wire_bind(endpoint, NULL, &o->wire, err)))
-        return rc;
-    if (o->cfg->orchestrator.listen[0] && (rc = wire_bind_more(o->wire, o->cfg->orchestrator.listen, err)))
+    if ((rc = open_wire(o, endpoint, err)))
         return rc;
     if ((rc = loop_pump_open(o->loop, wire_fd(o->wire), wire_has_input, on_wire, o, &o->wire_pump, err)))
         return rc;
@@ -378,6 +430,7 @@ void orch_close(struct orch *o)
         loop_timer_close(o->kick_timer);
     }
     wire_close(o->wire);
+    chunks_close(&o->chunks);
     metrics_close(o);
     step_close(o);
     sft_close(o);

@@ -51,6 +51,8 @@ void trainer_fill_welcome(struct orch *o, struct msg_welcome *w);
 void trainer_after_welcome(struct orch *o);
 void trainer_on_lost(struct orch *o);
 void trainer_on_step_done(struct orch *o, struct peer *p, const struct msg_step_done *m);
+// Asks the idle trainer to write a checkpoint of the last committed step.
+void trainer_ask_checkpoint(struct orch *o);
 void trainer_on_checkpoint(struct orch *o, struct peer *p, const struct msg_checkpoint *m);
 void trainer_send(
     struct orch *o); // whatever is due: acknowledgement, PREPARE of the prepared step or of a replay

@@ -253,9 +253,26 @@ enum status session_commit(struct session *s, const struct msg_commit_ack *a, st
     return rc;
 }
 
-enum status session_checkpoint_ack(struct session *s, const struct msg_checkpoint *c, struct error *err)
+// Asked for a checkpoint (no path): of the step that is held and committed, unless it is recorded already.
+static enum status checkpoint_asked(struct session *s, const struct msg_checkpoint *c, struct msg *ret,
+                                    struct error *err)
+{
+    if (c->epoch != s->epoch || !s->holding || c->step != s->trainer->step || c->step != s->committed_steps)
+        return STATUS_OK; // late: the next step has begun, or another incarnation was meant
+    bool written = s->written.valid && s->written.step == c->step;
+    enum status rc = written ? STATUS_OK : write_checkpoint(s, err);
+    if (!rc)
+        session_pending(s, ret);
+    return rc;
+}
+
+enum status session_checkpoint(struct session *s, const struct msg_checkpoint *c, struct msg *ret,
+                               struct error *err)
 {
     enum status rc = STATUS_OK;
+    *ret = (struct msg){.type = MSG_NONE};
+    if (!c->path[0])
+        return checkpoint_asked(s, c, ret, err);
     if (c->epoch != s->epoch || !s->written.valid || c->step != s->written.step)
         return STATUS_OK;
     s->written.valid = false;

@@ -8,7 +8,8 @@
 //                                 └─ replay from the checkpoint's step: restore first
 //   COMMIT_ACK ► session_commit ──┬─ ok: prune weights, write the checkpoint if PREPARE asked ──► CHECKPOINT
 //                                 └─ fenced / conflict: error, the process ends
-//   CHECKPOINT ► session_checkpoint_ack: prune what it names
+//   CHECKPOINT ► session_checkpoint ── without a path: write one of the committed step ──► CHECKPOINT
+//                                   └─ recorded: prune what it names
 //
 // Invariants
 //   1. A prepared step is computed once per incarnation and state: repeats are answered from `done`.
@@ -59,8 +60,8 @@ enum status session_prepare(struct session *s, const struct msg_prepare *p, stru
                             struct error *err) OOZE_MUST_USE;
 enum status session_commit(struct session *s, const struct msg_commit_ack *a, struct msg *ret,
                            struct error *err) OOZE_MUST_USE;
-enum status session_checkpoint_ack(struct session *s, const struct msg_checkpoint *c,
-                                   struct error *err) OOZE_MUST_USE;
+enum status session_checkpoint(struct session *s, const struct msg_checkpoint *c, struct msg *ret,
+                               struct error *err) OOZE_MUST_USE;
 // The CHECKPOINT message while unacknowledged, else MSG_NONE: repeated by the caller.
 void session_pending(const struct session *s, struct msg *ret);
 

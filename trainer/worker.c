@@ -136,7 +136,7 @@ static enum status handle(struct session *s, const struct msg *m, struct msg *re
     case MSG_COMMIT_ACK:
         return session_commit(s, &m->commit_ack, ret, err);
     default:
-        return session_checkpoint_ack(s, &m->checkpoint, err);
+        return session_checkpoint(s, &m->checkpoint, ret, err);
     }
 }
 

@@ -138,9 +138,18 @@ static void test_first_run_and_restarts(void **state)
             session_pending(s, &m);
             assert_int_equal(m.type, MSG_CHECKPOINT);
             struct msg_checkpoint ack = {1, 2, path, checkpoint_hash, 0, NULL};
-            assert_int_equal(session_checkpoint_ack(s, &ack, &err), STATUS_OK);
+            assert_int_equal(session_checkpoint(s, &ack, &m, &err), STATUS_OK);
             session_pending(s, &m);
             assert_int_equal(m.type, MSG_NONE);
+        }
+        if (k == 2) { // asked for: step 2 has no checkpoint of its own until then; step 1 is over
+            struct msg_checkpoint late = {1, 2, "", "", 0, NULL}, now = {1, 3, "", "", 0, NULL};
+            assert_int_equal(session_checkpoint(s, &late, &m, &err), STATUS_OK);
+            assert_int_equal(m.type, MSG_NONE);
+            assert_int_equal(session_checkpoint(s, &now, &m, &err), STATUS_OK);
+            assert_int_equal(m.type, MSG_CHECKPOINT);
+            assert_int_equal(m.checkpoint.step, 3);
+            assert_true(file_exists(m.checkpoint.path));
         }
     }
     session_close(s);
