@@ -229,8 +229,9 @@ static const struct config_field run_fields[] = {
     BOOL(eval.at_start, "true", "Evaluate the initial weights too."),
     BOOL(eval.only, "false", "Evaluate the initial weights, with the limits of the first rl stage, and end."),
     TEXT(orchestrator.listen, 0, "",
-         "Further address for engines and trainers of other hosts, with CURVE: `tcp://0.0.0.0:5555`; empty = "
-         "this host only."),
+         "Further address, for engines of other hosts, with CURVE keys of `ooze keys`: `tcp://0.0.0.0:5555`; "
+         "port "
+         "`*` = ephemeral, written to `orchestrator.listen` in the run's folder; empty = this host only."),
     TEXT(orchestrator.http_host, 0, "127.0.0.1",
          "Address of the HTTP side (registration of tasks, metrics)."),
     INT(orchestrator.http_port, 0, 65535, "0", "Its port; 0 = ephemeral, written to RUN."),

@@ -109,6 +109,7 @@ static int eval_checkpoint(const char *run_dir, const char *wanted, int64_t n, i
     snprintf(c->model.path, sizeof c->model.path, "%s", checkpoint);
     snprintf(c->run_dir, sizeof c->run_dir, "%.1000s", dir);
     snprintf(c->model.tokenizer, sizeof c->model.tokenizer, "%.1000s/tokenizer", real);
+    memset(c->orchestrator.listen, 0, sizeof c->orchestrator.listen); // that address is the run's own
     c->eval.only = true;
     c->eval.n = n ? n : c->eval.n;
     c->eval.samples = samples ? samples : c->eval.samples;

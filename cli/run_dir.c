@@ -11,6 +11,7 @@
 #include "base/buf.h"
 #include "base/file.h"
 #include "base/mem.h"
+#include "proto/wire.h"
 #include "text/tokenizer.h"
 
 enum status run_dir_real(const char *path, char ret_real[RUNCONFIG_PATH], struct error *err)
@@ -25,7 +26,7 @@ enum status run_dir_real(const char *path, char ret_real[RUNCONFIG_PATH], struct
     return rc;
 }
 
-static enum status write_secret(const char *dir, const char *name, struct error *err)
+enum status run_dir_secret(const char *dir, const char *name, struct error *err)
 {
     unsigned char bits[16];
     char path[RUNCONFIG_PATH + 64], text[40];
@@ -40,7 +41,7 @@ static enum status write_secret(const char *dir, const char *name, struct error 
     return file_write_atomic(path, text, 33, 0600, err);
 }
 
-static enum status copy_file(const char *from_dir, const char *to_dir, const char *name, struct error *err)
+enum status run_dir_copy(const char *from_dir, const char *to_dir, const char *name, struct error *err)
 {
     char from[RUNCONFIG_PATH + 64], to[RUNCONFIG_PATH + 64], *data;
     size_t n;
@@ -91,9 +92,37 @@ static enum status write_tokenizer(const struct run_config *c, const char *dir, 
         return rc;
     tokenizer_close(t);
     for (size_t i = 0; i < sizeof files / sizeof files[0]; i++)
-        if ((rc = copy_file(from, dir, files[i], err)))
+        if ((rc = run_dir_copy(from, dir, files[i], err)))
             return rc;
     return STATUS_OK;
+}
+
+enum status run_dir_config(const struct run_config *c, const char *dir, struct error *err)
+{
+    char path[RUNCONFIG_PATH + 64];
+    struct buf yaml = {0};
+    enum status rc = file_join(path, sizeof path, dir, "config.yaml", err);
+    if (rc)
+        return rc;
+    runconfig_print(c, &yaml);
+    rc = file_write_atomic(path, yaml.data, yaml.len, 0600, err);
+    buf_done(&yaml);
+    return rc;
+}
+
+enum status run_dir_server_key(const char *dir, struct keys *ret, struct error *err)
+{
+    char folder[RUNCONFIG_PATH + 64], path[RUNCONFIG_PATH + 64];
+    struct keys k = {"", "", ""};
+    enum status rc;
+    if ((rc = file_join(folder, sizeof folder, dir, "keys", err)) || (rc = file_mkdirs(folder, 0700, err)) ||
+        (rc = file_join(path, sizeof path, folder, "server.key", err)))
+        return rc;
+    if (!file_exists(path) &&
+        ((rc = wire_keypair(k.public, k.secret, err)) || (rc = keys_write(path, &k, err))))
+        return rc;
+    keys_wipe(&k);
+    return keys_read(path, false, ret, err);
 }
 
 enum status run_dir_create(const struct run_config *c, char ret_real[RUNCONFIG_PATH], struct error *err)
@@ -116,16 +145,15 @@ enum status run_dir_create(const struct run_config *c, char ret_real[RUNCONFIG_P
         if (i == 0 && (rc = write_tokenizer(c, path, err)))
             return rc;
     }
-    if ((rc = write_secret(ret_real, "id", err)) || (rc = write_secret(ret_real, "token", err)) ||
-        (rc = file_join(path, sizeof path, ret_real, "config.yaml", err)))
+    struct keys server;
+    if ((rc = run_dir_secret(ret_real, "id", err)) || (rc = run_dir_secret(ret_real, "token", err)) ||
+        (c->orchestrator.listen[0] && (rc = run_dir_server_key(ret_real, &server, err))))
         return rc;
-    struct buf yaml = {0};
+    keys_wipe(&server);
     struct run_config *copy = mem_must(1, sizeof *copy);
     *copy = *c;
     snprintf(copy->run_dir, sizeof copy->run_dir, "%s", ret_real);
-    runconfig_print(copy, &yaml);
-    rc = file_write_atomic(path, yaml.data, yaml.len, 0600, err);
-    buf_done(&yaml);
+    rc = run_dir_config(copy, ret_real, err);
     free(copy);
     return rc;
 }

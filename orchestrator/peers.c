@@ -104,7 +104,10 @@ static void send_welcome(struct orch *o, const struct wire_peer *to, const struc
         trainer_fill_welcome(o, &m.welcome);
     if (p && p->role == ROLE_ENGINE && o->weights.version >= 0) {
         m.welcome.version = o->weights.version;
-        m.welcome.version_path = o->weights.path;
+        if (p->remote)
+            chunks_offer(&o->chunks, o->weights.version, o->weights.path, orch_now(o));
+        else
+            m.welcome.version_path = o->weights.path;
         m.welcome.version_hash = o->weights.hash;
     }
     struct error err;
@@ -123,6 +126,11 @@ static const char *hello_refusal(struct orch *o, const struct msg_hello *h, char
         return "name is empty or too long";
     if (h->role == ROLE_ENGINE && h->max_running <= 0)
         return "max_running must be positive";
+    for (int i = 0; i < PEERS_MAX; i++) {
+        const struct peer *p = &o->peers.v[i];
+        if (p->role && p->up && p->remote != h->remote && strcmp(p->name, h->name) == 0)
+            return "a process of this name is up on another host";
+    }
     char *known = NULL;
     struct error err;
     enum status rc = ledger_meta_get(o->ledger, "numerics_id", &known, &err);
@@ -189,6 +197,7 @@ static void on_hello(struct orch *o, const struct wire_peer *from, const struct 
     p->wire = *from;
     p->up = true;
     p->seen_ms = p->progress_ms = now;
+    p->remote = h->remote;
     p->kv_tokens = h->kv_tokens;
     p->max_running = h->max_running;
     // A version counts only when it is the one of this run: the hash tells.
@@ -198,8 +207,9 @@ static void on_hello(struct orch *o, const struct wire_peer *from, const struct 
             : h->version;
     p->announced = o->weights.version; // WELCOME says it
     if (!again)
-        log_event(LOG_INFO, "peer_up", "peer=%s pid=%lld restarts=%lld version=%lld build=\"%s\"", p->name,
-                  (long long)p->pid, (long long)p->restarts, (long long)h->version, h->build);
+        log_event(LOG_INFO, "peer_up", "peer=%s pid=%lld restarts=%lld version=%lld remote=%d build=\"%s\"",
+                  p->name, (long long)p->pid, (long long)p->restarts, (long long)h->version, p->remote,
+                  h->build);
     if (p->role == ROLE_TRAINER && !trainer_on_hello(o, p, h, again))
         return;
     send_welcome(o, from, p, true, "");
@@ -225,6 +235,15 @@ static void on_loaded(struct orch *o, struct peer *p, const struct msg_loaded *l
         p->version = l->version;
     metrics_on_loaded(o, l);
     orch_kick(o);
+}
+
+static void on_chunk_request(struct orch *o, struct peer *p, const struct msg_chunk_request *q)
+{
+    struct msg m = {.type = MSG_CHUNK_DATA};
+    if (q->version == o->weights.version)
+        chunks_offer(&o->chunks, q->version, o->weights.path, orch_now(o));
+    chunks_answer(&o->chunks, q, orch_now(o), &m.chunk_data);
+    peers_send(o, p, &m); // when it does not fit it is asked for again
 }
 
 void peers_on_message(struct orch *o, const struct wire_peer *from, const struct msg *m)
@@ -261,6 +280,10 @@ void peers_on_message(struct orch *o, const struct wire_peer *from, const struct
         if (p->role == ROLE_ENGINE)
             on_loaded(o, p, &m->loaded);
         break;
+    case MSG_CHUNK_REQUEST:
+        if (p->role == ROLE_ENGINE)
+            on_chunk_request(o, p, &m->chunk_request);
+        break;
     case MSG_STEP_DONE:
         if (p->role == ROLE_TRAINER)
             trainer_on_step_done(o, p, &m->step_done);
@@ -286,8 +309,12 @@ void peers_announce(struct orch *o)
                                 .bytes = o->weights.bytes}};
     for (int i = 0; i < PEERS_MAX; i++) {
         struct peer *p = &o->peers.v[i];
-        if (p->role == ROLE_ENGINE && p->up && p->announced < o->weights.version && now >= p->retry_ms &&
-            peers_send(o, p, &m))
+        if (p->role != ROLE_ENGINE || !p->up || p->announced >= o->weights.version || now < p->retry_ms)
+            continue;
+        if (p->remote)
+            chunks_offer(&o->chunks, o->weights.version, o->weights.path, now);
+        m.version.path = p->remote ? "" : o->weights.path;
+        if (peers_send(o, p, &m))
             p->announced = o->weights.version;
     }
 }
@@ -301,6 +328,7 @@ void peers_tick(struct orch *o)
             peer_down(o, p, "silent for too long");
     }
     peers_announce(o);
+    chunks_tick(&o->chunks, now);
     if (now < o->peers.next_ping_ms)
         return;
     o->peers.next_ping_ms = now + o->cfg->orchestrator.ping_interval_ms;

@@ -21,6 +21,7 @@ struct peer {
     int32_t role; // enum msg_role, 0 = free slot
     uint32_t serial;
     bool up;
+    bool remote; // engine of another host: gets no paths, fetches weights in chunks
     struct wire_peer wire;
     char name[PEERS_NAME];
     int64_t pid, restarts;

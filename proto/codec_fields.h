@@ -32,7 +32,7 @@
     N(role)                                                                                                  \
     S(run)                                                                                                   \
     S(name) S(build) S(numerics_id) N(pid) N(version) S(version_hash) N(kv_tokens) N(max_running)            \
-        N(restarts)
+        N(restarts) N(remote)
 #define FIELDS_welcome(N, S)                                                                                 \
     S(run)                                                                                                   \
     N(orchestrator_epoch)                                                                                    \

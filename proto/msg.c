@@ -152,6 +152,7 @@ static void check_hello(struct check *c, const struct msg_hello *m)
     EXPECT(m->role >= ROLE_ENGINE && m->role <= ROLE_CLI);
     EXPECT(m->pid >= 0 && m->version >= -1 && m->kv_tokens >= 0 && m->max_running >= 0 && m->restarts >= 0);
     EXPECT(m->version >= 0 || !m->version_hash || !*m->version_hash);
+    EXPECT(!m->remote || m->role == ROLE_ENGINE);
     TEXT(m->run);
     TEXT(m->name);
     TEXT(m->build);

@@ -69,6 +69,7 @@ struct msg_hello {
     int64_t kv_tokens;        // engine: capacity
     int64_t max_running;      // engine: sequences at once
     int64_t restarts;         // how often the supervisor has started this process before
+    bool remote; // engine: on another host, so paths mean nothing to it; weights come by CHUNK_REQUEST
 };
 
 struct msg_welcome {
@@ -230,10 +231,11 @@ struct msg_commit_ack {
     const char *reason;
 };
 
-struct msg_checkpoint {  // trainer → orchestrator: written and renamed; orchestrator → trainer: recorded
+// trainer → orchestrator: written and renamed. Back: recorded; or, with an empty path, write one of this step now.
+struct msg_checkpoint {
     int64_t epoch, step; // steps applied in it
     const char *path;
-    const char *hash; // weights_hash of the files in it
+    const char *hash; // SHA-256 of its state.json, which names the hashes of its files
     int32_t n_prune;  // in the acknowledgement: checkpoints that may be removed now
     const char *const *prune;
 };
@@ -258,7 +260,7 @@ struct msg_chunk_request {
     int64_t offset, bytes; // bytes <= MSG_CHUNK
 };
 
-struct msg_chunk_data {
+struct msg_chunk_data { // total 0: that version is not to be had (any more)
     int64_t version, offset, total;
     int64_t n;
     const uint8_t *data; // [n]

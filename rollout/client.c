@@ -16,6 +16,9 @@
 #define RETRY_MS        10 // a full send queue is tried again after this
 #define RECEIVE_AT_ONCE 256
 #define PING_DEFAULT_MS 1000
+#define FETCHED         8  // files fetched and not yet loaded
+#define UNANSWERED_WARN 10 // HELLOs, one a second
+#define UNANSWERED_MAX  60
 
 struct client {
     struct client_config config;
@@ -30,6 +33,13 @@ struct client {
     int64_t heard_ms, ping_ms;
     int64_t pong_ns, pong_busy_ns; // of the last PONG
     int64_t sent_messages, resent;
+    bool known; // was welcomed once
+    int unanswered;
+    struct fetched { // files of fetch.c, ours to remove
+        int64_t version;
+        char path[1024];
+    } fetched[FETCHED];
+    int n_fetched;
 };
 
 // false: not sent (the queue is full, or nobody is there yet).
@@ -46,10 +56,26 @@ static bool send(struct client *c, const struct msg *m)
     return st == STATUS_OK;
 }
 
+// From another host there is more that can be wrong than an orchestrator that is still starting, and CURVE does not say what: a
+// key that is not on the list is met with silence.
+static void count_unanswered(struct client *c)
+{
+    if (!c->config.remote || c->known)
+        return;
+    c->unanswered++;
+    if (c->unanswered == UNANSWERED_WARN)
+        log_event(LOG_WARN, "no_answer", "endpoint=%s", wire_address(c->wire));
+    if (c->unanswered == UNANSWERED_MAX)
+        c->config.on_refused(c->config.ctx,
+                             "it does not answer. Does the run go on at this address, and is this "
+                             "engine's key in the run's keys/allowed (`ooze keys`)?");
+}
+
 static void send_hello(void *ctx)
 {
     struct client *c = ctx;
     struct worker_stats s;
+    count_unanswered(c);
     worker_stats(c->config.worker, &s);
     struct msg m = {.type = MSG_HELLO};
     m.hello = (struct msg_hello){
@@ -64,6 +90,7 @@ static void send_hello(void *ctx)
         .kv_tokens = s.engine.kv_capacity,
         .max_running = s.engine.max_running,
         .restarts = c->config.restarts,
+        .remote = c->config.remote,
     };
     send(c, &m);
 }
@@ -136,10 +163,21 @@ static void send_loaded(struct client *c, const struct worker_loaded *l)
     send(c, &m); // when lost: HELLO says the version held, and VERSION is repeated
 }
 
+// Removes the fetched files of versions up to this one: loaded, refused, or passed over for a newer one.
+static void drop_fetched(struct client *c, int64_t version)
+{
+    int n = 0;
+    for (int i = 0; i < c->n_fetched; i++)
+        if (c->fetched[i].version <= version)
+            unlink(c->fetched[i].path);
+        else
+            c->fetched[n++] = c->fetched[i];
+    c->n_fetched = n;
+}
+
 void client_loaded(struct client *c, const struct worker_loaded *l)
 {
-    if (strstr(l->load.path, "/ooze-fetch-"))
-        unlink(l->load.path); // fetch.c made it for us
+    drop_fetched(c, l->load.version);
     send_loaded(c, l);
 }
 
@@ -188,10 +226,16 @@ static void fetch_send(void *ctx, const struct msg *m)
 static void fetch_done(void *ctx, const struct msg_version *v, const char *path, const char *error)
 {
     struct client *c = ctx;
-    if (error)
+    if (error) {
         load_failed(c, v, error);
-    else
-        start_load(c, v, path);
+        return;
+    }
+    if (c->n_fetched == FETCHED) // more than the loader can hold on to
+        drop_fetched(c, c->fetched[0].version);
+    struct fetched *f = &c->fetched[c->n_fetched++];
+    f->version = v->version;
+    snprintf(f->path, sizeof f->path, "%s", path);
+    start_load(c, v, path);
 }
 
 // ---- messages -------------------------------------------------------------------------------------------------------------
@@ -233,7 +277,7 @@ static void on_welcome(struct client *c, const struct msg_welcome *w)
     if (w->orchestrator_epoch < c->epoch)
         return; // from an orchestrator that is gone
     see_epoch(c, w->orchestrator_epoch);
-    c->welcome = true;
+    c->welcome = c->known = true;
     c->ping_ms = w->ping_interval_ms > 0 ? w->ping_interval_ms : PING_DEFAULT_MS;
     loop_timer_stop(c->hello);
     c->resent += jobs_count(c->jobs);
@@ -420,6 +464,7 @@ void client_close(struct client *c)
     loop_timer_close(c->check);
     loop_timer_close(c->retry);
     fetch_close(c->fetch);
+    drop_fetched(c, INT64_MAX);
     if (c->wire)
         wire_close(c->wire);
     jobs_close(c->jobs);

@@ -25,6 +25,7 @@ struct client_config {
     struct worker *worker;
     const char *endpoint;           // of the orchestrator
     const struct wire_curve *curve; // NULL on the same host
+    bool remote;                    // on another host than the orchestrator
     const char *run, *name;         // run id and "engine-0"
     int64_t restarts;
     int32_t flush_tokens;  // of a job sent together, unless it ends

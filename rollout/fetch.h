@@ -20,7 +20,7 @@ struct fetch_config {
 
 struct fetch *fetch_open(const struct fetch_config *c);
 void fetch_close(struct fetch *f);
-// Starts fetching v; one under way for an older version is given up.
+// Starts fetching v, or keeps it for when the fetch under way is over.
 void fetch_start(struct fetch *f, const struct msg_version *v);
 void fetch_chunk(struct fetch *f, const struct msg_chunk_data *d);
 

@@ -13,6 +13,7 @@ static const char HELP[] =
     "\n"
     "Usage\n"
     "  ooze-rollout --run RUN --name NAME [--restarts N]\n"
+    "  ooze-rollout --connect tcp://HOST:PORT --run JOINFOLDER --name NAME\n"
     "  ooze-rollout --model DIR [--dtype TYPE] [--http-port PORT] [--port-file FILE] [options]\n"
     "  ooze-rollout --model DIR --generate|--score [--dtype TYPE] [options] < requests > answers\n"
     "\n"
@@ -20,13 +21,18 @@ static const char HELP[] =
     "RUN/token, connects to\n"
     "  the run's orchestrator, takes its jobs and loads each new version of the weights beside the old one "
     "without stopping.\n"
-    "  The second serves a Hugging Face folder by the native HTTP API, without a run.\n"
-    "  The third answers JSON lines and ends: what `ooze generate` uses. This program speaks token ids, "
+    "  The second joins a run of another host: `ooze keys RUN NAME JOINFOLDER` there makes the folder, whose "
+    "key admits this engine;\n"
+    "  weights come over the connection. It ends by SIGTERM or Ctrl-C.\n"
+    "  The third serves a Hugging Face folder by the native HTTP API, without a run.\n"
+    "  The last answers JSON lines and ends: what `ooze generate` uses. This program speaks token ids, "
     "never text.\n"
     "\n"
     "Options\n"
     "  -r, --run DIR         run directory\n"
     "  -n, --name NAME       of this engine in its run: engine-0, engine-1, ...\n"
+    "      --connect ADDR    orchestrator of a run on another host: tcp://HOST:PORT (there "
+    "RUN/orchestrator.listen)\n"
     "      --restarts N      how often the supervisor has started this process before (told to the "
     "orchestrator)\n"
     "  -m, --model DIR       Hugging Face folder: config.json and *.safetensors (Llama, Qwen2 or Qwen3)\n"
@@ -78,6 +84,7 @@ static const char HELP[] =
 
 enum { // long options without a letter
     OPT_RESTARTS = 256,
+    OPT_CONNECT,
     OPT_HTTP_HOST,
     OPT_PORT_FILE,
     OPT_TOKEN_FILE,
@@ -165,6 +172,9 @@ static bool set_option(struct options *o, int option, const char *value)
         return true;
     case OPT_RESTARTS:
         return parse_number(value, 0, INT64_MAX, &o->restarts);
+    case OPT_CONNECT:
+        o->connect = value;
+        return strncmp(value, "tcp://", 6) == 0 && value[6];
     case OPT_HTTP_HOST:
         o->http_host = value;
         return true;
@@ -196,6 +206,7 @@ int options_parse(int argc, char **argv, struct options *ret)
 {
     static const struct option longs[] = {{"run", required_argument, NULL, 'r'},
                                           {"name", required_argument, NULL, 'n'},
+                                          {"connect", required_argument, NULL, OPT_CONNECT},
                                           {"restarts", required_argument, NULL, OPT_RESTARTS},
                                           {"model", required_argument, NULL, 'm'},
                                           {"dtype", required_argument, NULL, 'd'},
@@ -216,7 +227,7 @@ int options_parse(int argc, char **argv, struct options *ret)
                                           {"help", no_argument, NULL, 'h'},
                                           {"version", no_argument, NULL, 'V'},
                                           {NULL, 0, NULL, 0}};
-    *ret = (struct options){.mode = OPTIONS_SERVE, .dtype = DT_FP8, .isa = "auto", .name = "engine-0"};
+    *ret = (struct options){.mode = OPTIONS_SERVE, .dtype = DT_FP8, .isa = "auto"};
     for (int c, index = -1; (c = getopt_long(argc, argv, "r:n:m:d:gsp:t:vhV", longs, &index)) != -1;
          index = -1) {
         if (c == 'h') {
@@ -238,6 +249,10 @@ int options_parse(int argc, char **argv, struct options *ret)
         return usage("name either --run RUN or --model DIR", "");
     if (ret->run_dir && ret->mode != OPTIONS_SERVE)
         return usage("--generate and --score want --model DIR", "");
+    if (ret->connect && (!ret->run_dir || !ret->name))
+        return usage("--connect wants --run JOINFOLDER and --name NAME", "");
+    if (!ret->name)
+        ret->name = "engine-0";
     if (ret->run_dir)
         ret->mode = OPTIONS_RUN;
     return -1;

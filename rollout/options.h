@@ -10,6 +10,7 @@ struct options {
     enum options_mode mode;
     const char *run_dir, *name; // OPTIONS_RUN
     int64_t restarts;
+    const char *connect; // OPTIONS_RUN of another host: the orchestrator's endpoint; run_dir is a join folder
     const char *model_dir; // the others
     enum dtype dtype;
     int threads; // 0 = default

@@ -3,15 +3,18 @@
 // Order of life: loop, worker, doors; closed in the opposite order, so that no callback finds its callee gone.
 #include "rollout/serve.h"
 
+#include <dirent.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/prctl.h>
+#include <unistd.h>
 
 #include "base/file.h"
 #include "base/log.h"
 #include "base/runconfig.h"
+#include "proto/keys.h"
 #include "rollout/client.h"
 #include "rollout/http_api.h"
 
@@ -214,36 +217,80 @@ static enum status open_http_of_run(struct serve *s, const struct options *o, co
     return st == STATUS_OK ? file_write_atomic(path, text, (size_t)n, 0600, err) : st;
 }
 
-static enum status serve_config(const struct options *o, const struct run_config *c, struct error *err)
+// Where the orchestrator is. On another host: as --connect says, with the keys of the join folder.
+static enum status find_orchestrator(const struct options *o, char *ret_endpoint, size_t n, struct keys *ret,
+                                     struct error *err)
 {
-    char run[128], socket[RUNCONFIG_PATH], endpoint[RUNCONFIG_PATH + 8];
-    struct serve s = {0};
-    struct worker_config w = {0};
+    char path[RUNCONFIG_PATH * 2], socket[RUNCONFIG_PATH];
+    enum status st;
+    *ret = (struct keys){"", "", ""};
+    if (o->connect) {
+        st = file_join(path, sizeof path, o->run_dir, "client.key", err);
+        if (st == STATUS_OK)
+            st = keys_read(path, true, ret, err);
+        snprintf(ret_endpoint, n, "%s", o->connect);
+    } else {
+        st = run_socket(o->run_dir, "orch", socket, sizeof socket, err);
+        if (st == STATUS_OK)
+            snprintf(ret_endpoint, n, "ipc://%s", socket);
+    }
+    return st;
+}
+
+// What an engine that was killed had fetched. The join folder is one engine's own.
+static void remove_fetched(const char *dir)
+{
+    DIR *d = opendir(dir);
+    for (const struct dirent *e; d && (e = readdir(d));)
+        if (strncmp(e->d_name, "ooze-fetch-", 11) == 0)
+            unlinkat(dirfd(d), e->d_name, 0);
+    if (d)
+        closedir(d);
+}
+
+static enum status open_client(struct serve *s, const struct options *o, const struct run_config *c,
+                               struct error *err)
+{
+    char run[128], endpoint[RUNCONFIG_PATH + 8];
+    struct keys k;
     enum status st = read_line(o->run_dir, "id", run, sizeof run, err);
     if (st == STATUS_OK)
-        st = run_socket(o->run_dir, "orch", socket, sizeof socket, err);
+        st = find_orchestrator(o, endpoint, sizeof endpoint, &k, err);
+    if (st != STATUS_OK)
+        return st;
+    if (o->connect)
+        remove_fetched(o->run_dir);
+    const struct wire_curve curve = {.secret_key = k.secret, .public_key = k.public, .server_key = k.server};
+    const struct client_config client = {.loop = s->loop,
+                                         .worker = s->worker,
+                                         .endpoint = endpoint,
+                                         .curve = o->connect ? &curve : NULL,
+                                         .remote = o->connect != NULL,
+                                         .run = run,
+                                         .name = o->name,
+                                         .restarts = o->restarts,
+                                         .flush_tokens = (int32_t)c->rollout.flush_tokens,
+                                         .fetch_dir = o->run_dir,
+                                         .on_refused = on_refused,
+                                         .ctx = s};
+    st = client_open(&client, &s->client, err);
+    keys_wipe(&k);
+    return st;
+}
+
+static enum status serve_config(const struct options *o, const struct run_config *c, struct error *err)
+{
+    struct serve s = {0};
+    struct worker_config w = {0};
+    enum status st = worker_config_from_run(c, &w, err);
     if (st == STATUS_OK)
-        st = worker_config_from_run(c, &w, err);
-    if (st == STATUS_OK)
-        st = open_loop(&s, true, err);
+        st = open_loop(&s, !o->connect, err);
     if (st == STATUS_OK)
         st = open_worker(&s, &w, err);
     if (st == STATUS_OK && c->rollout.http)
         st = open_http_of_run(&s, o, c, &w.model, err);
-    if (st == STATUS_OK) {
-        snprintf(endpoint, sizeof endpoint, "ipc://%s", socket);
-        const struct client_config client = {.loop = s.loop,
-                                             .worker = s.worker,
-                                             .endpoint = endpoint,
-                                             .run = run,
-                                             .name = o->name,
-                                             .restarts = o->restarts,
-                                             .flush_tokens = (int32_t)c->rollout.flush_tokens,
-                                             .fetch_dir = o->run_dir,
-                                             .on_refused = on_refused,
-                                             .ctx = &s};
-        st = client_open(&client, &s.client, err);
-    }
+    if (st == STATUS_OK)
+        st = open_client(&s, o, c, err);
     if (st == STATUS_OK)
         st = run_until_stopped(&s, err);
     serve_close(&s);
@@ -252,7 +299,8 @@ static enum status serve_config(const struct options *o, const struct run_config
 
 enum status serve_run(const struct options *o, bool *ret_config_bad, struct error *err)
 {
-    prctl(PR_SET_PDEATHSIG, SIGTERM);
+    if (!o->connect) // else nobody supervises it: it may be left behind by the shell that started it
+        prctl(PR_SET_PDEATHSIG, SIGTERM);
     *ret_config_bad = false;
     struct run_config *c = mem_must(1, sizeof *c);
     enum status st = runconfig_load_run(o->run_dir, c, err);

@@ -240,7 +240,9 @@ static void random_msg(enum msg_type type, struct msg *m)
                                       text(),
                                       count(),
                                       count(),
-                                      count()};
+                                      count(),
+                                      false};
+        m->hello.remote = m->hello.role == ROLE_ENGINE && m->hello.pid % 2;
         break;
     case MSG_WELCOME:
         m->welcome = (struct msg_welcome){text(), count(), count(), true, text(),  count(), count(),
@@ -583,6 +585,7 @@ static void test_sender_is_checked(void **state)
     REFUSED(MSG_HELLO, m.hello.role = 4);
     REFUSED(MSG_HELLO, m.hello.version = -2);
     REFUSED(MSG_HELLO, m.hello.version = -1); // with a hash
+    REFUSED(MSG_HELLO, (m.hello.role = ROLE_TRAINER, m.hello.remote = true));
     REFUSED(MSG_HELLO, m.hello.name = longest);
     REFUSED(MSG_HELLO, m.hello.name = "\xff");
     REFUSED(MSG_HELLO, m.hello.name = "\xc0\x80");
