@@ -6,6 +6,7 @@
 //                 ├── hang, broken, 5xx ──► canary ── well ──► the call again, once ── again ──► a step: policy; else timeout, environment
 //                 │                            └── not well ──► task_suspect, EP_PAUSED
 //                 └── 404 of a step: the service lost the episode ──► gateway;  nonsense ──► environment
+//                 (many of these in a row: see task_useless)
 #include "orchestrator/episode_http.h"
 
 #include <inttypes.h>
@@ -161,6 +162,13 @@ static bool reply_arrived(struct episode *ep, const struct http_result *r)
     }
 }
 
+// An answer that is the service's fault.
+static void fail_useless(struct episode *ep, enum drop_reason reason, const char *why)
+{
+    task_useless(ep->task, why);
+    episode_fail(ep, reason, why);
+}
+
 // {error:{kind, message}} or a status over 400. True when there was one.
 static bool reply_is_error(struct episode *ep, const struct http_result *r, const json_t *j)
 {
@@ -174,13 +182,13 @@ static bool reply_is_error(struct episode *ep, const struct http_result *r, cons
     if (kind && strcmp(kind, "policy") == 0 && ep->id)
         episode_finish_policy(ep);
     else if (kind && strcmp(kind, "grader") == 0)
-        episode_fail(ep, DROP_GRADER, why);
+        fail_useless(ep, DROP_GRADER, why);
     else if (kind && strcmp(kind, "timeout") == 0)
-        episode_fail(ep, DROP_TIMEOUT, why);
+        fail_useless(ep, DROP_TIMEOUT, why);
     else if (!kind && r->status == 404 && ep->id)
-        episode_fail(ep, DROP_GATEWAY, "the service does not know the episode any more");
+        fail_useless(ep, DROP_GATEWAY, "the service does not know the episode any more");
     else
-        episode_fail(ep, DROP_ENVIRONMENT, why);
+        fail_useless(ep, DROP_ENVIRONMENT, why);
     return true;
 }
 
@@ -194,7 +202,7 @@ static bool parse_reply(struct episode *ep, const struct http_result *r, const c
     if (rc && r->status < 400) {
         json_decref(j);
         task_suspect(ep->task, "nonsense reply");
-        episode_fail(ep, DROP_ENVIRONMENT, err.text);
+        fail_useless(ep, DROP_ENVIRONMENT, err.text);
         return false;
     }
     bool error = reply_is_error(ep, r, rc ? NULL : j);
@@ -246,7 +254,7 @@ static void on_create(void *ctx, const struct http_result *r)
     json_decref(j);
     if (rc) {
         error_prefix(&err, "POST /episodes");
-        episode_fail(ep, DROP_ENVIRONMENT, err.text);
+        fail_useless(ep, DROP_ENVIRONMENT, err.text);
         return;
     }
     ep->repeats = 0;
@@ -320,10 +328,11 @@ static void on_step(void *ctx, const struct http_result *r)
     }
     json_decref(j);
     if (rc) {
-        episode_fail(ep, DROP_ENVIRONMENT, err.text);
+        fail_useless(ep, DROP_ENVIRONMENT, err.text);
         return;
     }
     ep->repeats = 0;
+    task_useful(ep->task);
     if (!ep->eval) {
         struct ledger_turn t = {.trajectory = (int64_t)ep->trajectory,
                                 .attempt = (int32_t)ep->attempt,

@@ -16,6 +16,8 @@
 
 #define PROBE_FIRST_MS 200
 #define PROBE_LAST_MS  2000
+#define USELESS_MANY   16
+#define USELESS_MS     1000
 
 const char *task_state_name(enum task_state s)
 {
@@ -256,13 +258,53 @@ void task_suspect(struct task *t, const char *cause)
     orch_kick(t->o);
 }
 
+void task_useless(struct task *t, const char *cause)
+{
+    t->useless_last_ms = orch_now(t->o);
+    if (t->useless++ == 0)
+        t->useless_since_ms = t->useless_last_ms;
+    snprintf(t->useless_cause, sizeof t->useless_cause, "%s", cause);
+    if (t->useless < USELESS_MANY)
+        return;
+    task_suspect(t, cause);
+    if (t->state == TASK_DOWN)
+        t->next_probe_ms = t->useless_last_ms + USELESS_MS;
+}
+
+void task_useful(struct task *t)
+{
+    t->useless = 0;
+}
+
+// True when the task is past hope and has been dealt with.
+static bool task_given_up(struct task *t)
+{
+    struct orch *o = t->o;
+    struct error err;
+    int64_t ms = t->useless_last_ms - t->useless_since_ms;
+    if (t->useless < USELESS_MANY || ms <= t->cfg.step_timeout_ms)
+        return false;
+    error_set(&err, STATUS_PEER,
+              "task %s at %s: %d replies in a row over %.1f s were of no use; the last: %s", t->cfg.name,
+              t->url, t->useless, (double)ms / 1000, t->useless_cause);
+    if (strcmp(t->origin, "config") == 0) {
+        orch_fail(o, &err);
+        return true;
+    }
+    orch_warn(o, "task_given_up", "cause=\"%s\"", err.text);
+    struct error ignored;
+    if (task_remove(o, t->cfg.name, err.text, &ignored))
+        orch_fail(o, &ignored);
+    return true;
+}
+
 void tasks_tick(struct orch *o)
 {
     int64_t now = orch_now(o);
     for (int i = 0; i < o->tasks.n; i++) {
         struct task *t = o->tasks.v[i];
         struct error err;
-        if (t->state == TASK_REMOVED)
+        if (t->state == TASK_REMOVED || task_given_up(t))
             continue;
         if (t->ttl_deadline_ms && now > t->ttl_deadline_ms) {
             if (task_remove(o, t->cfg.name, "not registered again within its ttl_s", &err))
@@ -446,6 +488,7 @@ enum status task_register(struct orch *o, const json_t *args, const char *origin
     t->ttl_deadline_ms = ttl ? orch_now(o) + ttl * 1000 : 0;
     if (t->state == TASK_REMOVED || (moved && t->state != TASK_UP)) {
         t->state = TASK_WAIT;
+        t->useless = 0;
         t->ever_up = false;
         t->next_probe_ms = 0;
     } else if (moved) {

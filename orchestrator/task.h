@@ -50,6 +50,10 @@ struct task {
     int64_t next_probe_ms, backoff_ms, wait_since_ms;
     int64_t ttl_deadline_ms; // 0 = none
     bool ever_up, logged;
+    // replies in a row that were of no use
+    int useless;
+    int64_t useless_since_ms, useless_last_ms;
+    char useless_cause[200];
 };
 
 struct tasks {
@@ -72,6 +76,11 @@ enum status task_remove(struct orch *o, const char *name, const char *cause, str
 
 // A call to the service failed in a way that may mean it is gone: probe it before anything else goes there.
 void task_suspect(struct task *t, const char *cause);
+// The service answered, and the answer was no use (task_useless) or was (task_useful). After 16 of no use in a row a task is given one
+// pause of a second after another; when that goes on for step_timeout_ms, a task of the configuration ends the run with the last cause,
+// and one that joined is removed: what never answers well must not be asked for ever.
+void task_useless(struct task *t, const char *cause);
+void task_useful(struct task *t);
 bool task_is_up(const struct task *t);
 const char *task_state_name(enum task_state s);
 

@@ -56,11 +56,11 @@ finish() {
   for f in "$tmp"/*/sock; do
     [ -L "$f" ] && rm -rf "$(readlink "$f")"
   done
-  for f in "$tmp"/*/id "$tmp"/*/eval/*/id; do
+  for f in "$tmp"/*/id "$tmp"/*/*/id "$tmp"/*/eval/*/id; do
     [ -s "$f" ] && id=$(cat "$f") && rm -f "/dev/shm/ooze-$id-"*
   done
   [ -n "${mounted:-}" ] && umount "$mounted"
-  rm -rf "$tmp"
+  [ -n "${OOZE_TEST_KEEP:-}" ] && echo "kept: $tmp" || rm -rf "$tmp"
   exit "$code"
 }
 trap finish EXIT
@@ -121,6 +121,10 @@ run_start() {
 run_resume() {
   nice -n 5 "$ooze" resume --quiet "$run" >"$run_log.out" 2>"$run_log.err" &
   run_pid=$!
+}
+run_kill() {
+  { kill -KILL "$run_pid" && wait "$run_pid"; } 2>/dev/null
+  run_pid=$$
 }
 run_ends_well() {
   wait_end "$run_pid"

@@ -5,22 +5,26 @@
 //     good         one turn; the reward is the share of even bytes in the answer
 //     turns        three turns of that
 //     html         GET /task is no JSON
-//     flaky        the first attempt at every episode fails, each in one of the ways below; later attempts are good
-//     bad-json, nan, string, no-reward, http500, grader, hang    every step fails in this way
+//     flaky        the first attempt at every episode fails, each in one of the first five ways below; later attempts are good
+//     outage       for 1.5 s from the first step on, steps are answered by 500 or never and GET /health by 500; then all is good
+//     bad-json, nan, string, no-reward, grader, http500, hang    every step fails in this way
 // One thread; an episode's id carries its whole state (attempt and turn), so that a restart loses nothing.
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/clock.h"
 #include "base/mem.h"
 #include "net/loop.h"
 #include "net/service.h"
 
-static const char *const ways[] = {"bad-json", "nan", "string", "no-reward", "http500", "grader", "hang"};
-#define N_WAYS (int)(sizeof ways / sizeof ways[0])
+static const char *const ways[] = {"bad-json", "nan", "string", "no-reward", "grader", "http500", "hang"};
+#define N_NONSENSE 5 // of them, the first
+#define OUTAGE_MS  1500
 
 static char mode[32];
 static int delay_ms;
+static int64_t first_step_ms;
 
 static void reply(struct http_request *r, json_t *j)
 {
@@ -40,9 +44,19 @@ static void on_task(void *ctx, struct http_request *r)
                        "reward", "min", 0, "max", 1));
 }
 
+static bool ill(void)
+{
+    return !strcmp(mode, "outage") && first_step_ms &&
+           clock_mono_ms(clock_system()) - first_step_ms < OUTAGE_MS;
+}
+
 static void on_health(void *ctx, struct http_request *r)
 {
     (void)ctx;
+    if (ill()) {
+        http_reply_error(r, 500, NULL, "ill");
+        return;
+    }
     reply(r, json_pack("{s:s}", "status", "healthy"));
 }
 
@@ -58,7 +72,7 @@ static void on_create(void *ctx, struct http_request *r)
               attempt = json_integer_value(json_object_get(body, "attempt"));
     bool eval = !strcmp(json_string_value(json_object_get(body, "split")), "eval");
     json_decref(body);
-    snprintf(id, sizeof id, "%s-%lld-%lld-%u", eval ? "eval" : "train", index, attempt, way++ % N_WAYS);
+    snprintf(id, sizeof id, "%s-%lld-%lld-%u", eval ? "eval" : "train", index, attempt, way++ % N_NONSENSE);
     snprintf(text, sizeof text, "Q%lld=", index);
     reply(r,
           json_pack("{s:s, s:[{s:s, s:s}]}", "episode_id", id, "messages", "role", "user", "content", text));
@@ -91,15 +105,25 @@ static void step(struct http_request *r)
     long long index, attempt;
     unsigned way;
     if (sscanf(http_request_capture(r, "id"), "%7[a-z]-%lld-%lld-%u", split, &index, &attempt, &way) != 4 ||
-        way >= (unsigned)N_WAYS) {
+        way >= N_NONSENSE) {
         http_reply_error(r, 404, NULL, "no such episode");
         return;
     }
-    if (!strcmp(mode, "flaky") ? attempt == 0 && strcmp(split, "eval")
-                               : strcmp(mode, "good") && strcmp(mode, "turns")) {
-        misbehave(strcmp(mode, "flaky") ? mode : ways[way], r);
+    if (!first_step_ms)
+        first_step_ms = clock_mono_ms(clock_system());
+    if (!strcmp(mode, "flaky") && attempt == 0 && strcmp(split, "eval") != 0) {
+        misbehave(ways[way], r);
         return;
     }
+    if (ill()) {
+        misbehave(index % 2 ? "http500" : "hang", r);
+        return;
+    }
+    for (size_t i = 0; i < sizeof ways / sizeof ways[0]; i++)
+        if (!strcmp(mode, ways[i])) {
+            misbehave(mode, r);
+            return;
+        }
     if (!http_request_json(r, &body))
         return;
     const char *said = json_string_value(json_object_get(json_object_get(body, "message"), "content"));

@@ -34,9 +34,8 @@ say "ooze run itself, twice"
 run_start whole "stages.rl.steps=12" "tasks.fake.command=[$helpers/task_fake, 'turns:60']"
 for at in 3 9; do
   wait_for "step $at" committed_at_least "$at"
-  kill -KILL "$run_pid"
-  wait "$run_pid" 2>/dev/null
-  run_pid=$$ wait_for "the children to go with their parent" all_gone
+  run_kill
+  wait_for "the children to go with their parent" all_gone
   before=$(committed)
   say "killed at step $before; resuming"
   run_resume
@@ -61,9 +60,8 @@ run_start struck
 kill_at 20 trainer-0
 kill_at 60 orchestrator
 wait_for "step 100" committed_at_least 100
-kill -KILL "$run_pid"
-wait "$run_pid" 2>/dev/null
-run_pid=$$ wait_for "the children to go with their parent" all_gone
+run_kill
+wait_for "the children to go with their parent" all_gone
 say "ooze run killed at step $(committed); resuming"
 run_resume
 run_ends_well
