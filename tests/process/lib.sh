@@ -141,9 +141,12 @@ pid_of() {
 }
 pid_is_known() { [ -n "$(pid_of "$1")" ]; }
 
-# audit_is_clean: of a run that has ended: clean, nothing in flight, every unit accounted for; steps in one unbroken chain.
+# audit_is_clean: of a run that has ended: clean, nothing in flight, every unit accounted for; steps in one unbroken chain; no published
+# weights left in shared memory.
 audit_is_clean() {
-  local j
+  local j left
+  left=$(find /dev/shm -maxdepth 1 -name "ooze-$(cat "$run/id")-*")
+  [ -z "$left" ] || fail "left in shared memory: $left"
   j=$("$ooze" audit --json "$run") || fail "audit: $j"
   jq -e '.ok and .violations == [] and .in_flight == 0 and .issued > 0
          and .issued == .trained + ([.dropped[]] | add // 0)' <<<"$j" >/dev/null || fail "audit does not add up: $j"

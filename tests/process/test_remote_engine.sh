@@ -48,6 +48,7 @@ wait_for "weights on engine-x" engine_has '.version >= 0'
 wait_for "tokens of engine-x" engine_has '.generated_tokens > 0'
 wait_for "newer weights on engine-x" engine_has '.version >= 8'
 [ "$(pid_of engine-x)" = "$joined_pid" ] || fail "another process has the name"
+grep -q 'event=fetched .*bytes=[1-9]' "$tmp/engine-x.err" || fail "the weights of engine-x did not come over the connection"
 engine_has .remote || fail "engine-x passes for one of this host"
 
 say "a name that is taken by a process of the other host"
