@@ -94,16 +94,21 @@ static void check_programs(void)
     }
 }
 
+// A run here would find a folder for its sockets; what trying it made is removed again.
 static void check_sockets(void)
 {
-    char dir[RUNCONFIG_PATH], path[256];
+    char dir[RUNCONFIG_PATH], path[256], made[RUNCONFIG_PATH + 8];
     struct error err;
     if (!getcwd(dir, sizeof dir))
         snprintf(dir, sizeof dir, ".");
+    snprintf(made, sizeof made, "%s/sock", dir);
+    bool there = access(made, F_OK) == 0;
     if (run_socket(dir, "orch", path, sizeof path, &err))
         line("MISSING", "sockets", err.text);
     else
         line("ok", "sockets", path);
+    if (!there && rmdir(made) < 0)
+        unlink(made); // a link to a short folder
 }
 
 int command_doctor(int argc, char **argv)
