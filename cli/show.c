@@ -69,7 +69,7 @@ static void add_text(json_t *unit, const struct tokenizer *t)
         tokenizer_decode(t, &id, 1, false, &text);
         struct buf quoted = {0};
         json_put_string(&quoted, text.data ? text.data : "", text.len);
-        json_object_set_new(token, "text", json_loads(quoted.data, JSON_DECODE_ANY, NULL));
+        json_object_set_new(token, "text", json_loads(quoted.data, JSON_DECODE_ANY | JSON_ALLOW_NUL, NULL));
         json_object_set(token, "advantage", json_object_get(unit, "advantage"));
         json_object_set_new(token, "segment", json_integer((json_int_t)i));
         buf_done(&text);
