@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import re
+import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -26,10 +27,10 @@ def pick(dataset, n, wanted):
     """The first n items of a dataset that `wanted` accepts; fewer when it has no more."""
     out = []
     for item in dataset:
+        if len(out) == n:
+            break
         if wanted(item["question"]):
             out.append(item)
-            if len(out) == n:
-                break
     return out
 
 
@@ -135,6 +136,10 @@ class Task(BaseHTTPRequestHandler):
 class Server(ThreadingHTTPServer):
     request_queue_size = 1024
     daemon_threads = True
+
+    def handle_error(self, request, client_address):
+        if not isinstance(sys.exc_info()[1], ConnectionError):  # a caller that has gone is none of our errors
+            super().handle_error(request, client_address)
 
 
 def main():

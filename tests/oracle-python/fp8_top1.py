@@ -3,13 +3,13 @@
 
     fp8_top1.py BUILD_DIR MODEL_DIR [--positions 5000] [--dtype fp8|bf16|f32]
 
-At every position of a set of texts the engine's greedy next token (one request a prefix; prefixes share their KV pages) is compared with
-transformers' best token, computed in f32 from weights that went through E4M3 with 128x128 block scales in torch here. The engine rounds
-the inputs of matrix products to bf16; transformers here does not. Passes at 99.5%. Agreement with the f32 original, and how near the two
-best logits are where the engine and transformers differ, are reported.
+At every position of a set of texts the engine's greedy next token is compared with transformers' best one, computed in f32 from weights
+that went through E4M3 with 128x128 block scales in torch here. Half of the positions are greedy answers of the engine itself to chat
+prompts, half are code and English (sources and docstrings of Python's standard library; there every prefix is a request).
 
-Half of the positions are English and code (docstrings and sources of Python's standard library), half are greedy answers of the model
-itself to chat prompts.
+With FP8 and bf16 weights the engine rounds the inputs of matrix products to bf16, which is part of its contract (docs/algorithms.md).
+The verdict is on transformers with the same rounding put before its linear layers; agreement with transformers that rounds nothing,
+and of both with the f32 original, is reported beside it, with how near the two best logits are where they differ.
 """
 import argparse
 import inspect
@@ -23,39 +23,59 @@ import common
 LEAST = 0.995
 MODULES = ["textwrap", "argparse", "string", "heapq", "bisect", "random", "statistics", "shelve", "queue", "sched", "tempfile",
            "fractions", "calendar", "difflib", "shlex", "optparse"]
-LENGTH = 160
+LENGTH, ANSWER = 160, 128
 
 
-def texts_of(folder, answers, positions):
+def passages(folder, positions):
+    """(1, ids): ids[0] is given, everything after it is compared."""
     tokenizer, out, n = AutoTokenizer.from_pretrained(folder), [], 0
     for module in MODULES:
-        if n >= positions // 2:
-            break
-        source = inspect.getsource(__import__(module))
-        ids = [int(i) for i in tokenizer(source, add_special_tokens=False)["input_ids"]]
+        ids = [int(i) for i in tokenizer(inspect.getsource(__import__(module)), add_special_tokens=False)["input_ids"]]
         for at in (0, len(ids) // 2):
-            out.append((1, ids[at:at + LENGTH]))
-            n += len(out[-1][1])
-    for prompt, answer in answers:
-        out.append((len(prompt), prompt + answer))
-        n += len(answer)
-    if n < positions:
-        raise SystemExit(f"fp8_top1.py: the texts give {n} positions only")
+            if n < positions:
+                out.append((1, ids[at:at + LENGTH]))
+                n += len(out[-1][1])
     return out
 
 
-@torch.no_grad()
+def engine_next(a, texts):
+    """The engine's next token behind every prefix, one request after the other: each finds the pages of the one before it."""
+    asked = [{"ids": ids[:t], "max_new": 1, "temperature": 0, "ignore_eos": True} for first, ids in texts
+             for t in range(first, len(ids) + 1)]
+    got = common.engine_lines(a.build, a.model, "generate", asked, "--dtype", a.dtype, "--max-running", 1, "--page-tokens", 32)
+    return [r["output_ids"][0] for r in got]
+
+
+def round_inputs(model):
+    """Inputs of every matrix product with weights are rounded to bf16, as the engine does."""
+    for module in model.modules():
+        if isinstance(module, torch.nn.Linear):
+            module.register_forward_pre_hook(lambda _, inputs: (inputs[0].bfloat16().float(),))
+    return model
+
+
 def best_of(model, texts):
-    """Per text: best token and distance of the two best logits at each compared position."""
-    out = []
+    """Best token and distance of the two best logits at each compared position of all texts."""
+    best, gaps = [], []
     for first, ids in texts:
         top = common.logits_of(model, ids)[first - 1:].topk(2)
-        out.append((top.indices[:, 0].tolist(), (top.values[:, 0] - top.values[:, 1]).tolist()))
-    return out
+        best += top.indices[:, 0].tolist()
+        gaps += (top.values[:, 0] - top.values[:, 1]).tolist()
+    return best, gaps
 
 
-def flat(lists):
-    return [x for part in lists for x in part]
+def share(a, b):
+    return sum(x == y for x, y in zip(a, b, strict=True)) / len(a)
+
+
+def report(what, ours, theirs, n_answers):
+    best, gaps = theirs
+    apart = [g for x, y, g in zip(ours, best, gaps) if x != y]
+    print(f"{what}: equal {share(ours, best):.4f} (answers {share(ours[:n_answers], best[:n_answers]):.4f}, "
+          f"passages {share(ours[n_answers:], best[n_answers:]):.4f}); at the {len(apart)} differences the two best logits are "
+          f"{statistics.median(apart) if apart else 0:.3f} apart in the median, {max(apart, default=0):.3f} at most "
+          f"(all positions: median {statistics.median(gaps):.3f})", flush=True)
+    return share(ours, best)
 
 
 def main():
@@ -67,30 +87,22 @@ def main():
     a = o.parse_args()
     prompts = [common.prompt_ids(a.model, p) for p in common.PROMPTS]
     chats = common.engine_lines(a.build, a.model, "generate",
-                                [{"ids": p, "max_new": 128, "temperature": 0, "ignore_eos": True} for p in prompts],
+                                [{"ids": p, "max_new": ANSWER, "temperature": 0, "ignore_eos": True} for p in prompts],
                                 "--dtype", a.dtype)
-    texts = texts_of(a.model, [(p, c["output_ids"]) for p, c in zip(prompts, chats)], a.positions)
-    # one request after the other, so that each finds the pages of the prefix before it
-    asked = [{"ids": ids[:t], "max_new": 1, "temperature": 0, "ignore_eos": True} for first, ids in texts
-             for t in range(first, len(ids) + 1)]
-    ours = [r["output_ids"][0] for r in common.engine_lines(a.build, a.model, "generate", asked, "--dtype", a.dtype,
-                                                            "--max-running", 1, "--page-tokens", 32)]
+    ours = [t for c in chats for t in c["output_ids"]]
+    n_answers = len(ours)
+    text = passages(a.model, a.positions - n_answers)
+    ours += engine_next(a, text)
+    # the last id of an answer is only predicted, so it is left out here
+    texts = [(len(p), p + c["output_ids"][:-1]) for p, c in zip(prompts, chats)] + text
     original = common.model_open(a.model)
-    f32 = flat(b for b, _ in best_of(original, texts))
-    if a.dtype == "fp8":
-        model = common.model_open(a.model, common.fp8_state(a.model))
-    else:
-        model = original
-    theirs = best_of(model, texts)
-    best, gaps = flat(b for b, _ in theirs), flat(g for _, g in theirs)
-    equal = sum(x == y for x, y in zip(ours, best)) / len(ours)
-    apart = [g for x, y, g in zip(ours, best, gaps) if x != y]
-    to_f32 = sum(x == y for x, y in zip(ours, f32)) / len(ours)
-    theirs_f32 = sum(x == y for x, y in zip(best, f32)) / len(ours)
-    print(f"where they differ ({len(apart)} positions) transformers' two best logits are "
-          f"{statistics.median(apart) if apart else 0:.3f} apart in the median, {max(apart, default=0):.3f} at most; "
-          f"over all positions {statistics.median(gaps):.3f}")
-    print(f"top-1 equal to the f32 model: engine {to_f32:.4f}, transformers on the same {a.dtype} weights {theirs_f32:.4f}")
+    f32, _ = best_of(original, texts)
+    model = common.model_open(a.model, common.fp8_state(a.model)) if a.dtype == "fp8" else original
+    plain = best_of(model, texts)
+    report(f"transformers on the {a.dtype} weights, f32 throughout", ours, plain, n_answers)
+    same = plain if a.dtype == "f32" else best_of(round_inputs(model), texts)
+    equal = report("transformers on them, inputs of products in bf16", ours, same, n_answers)
+    print(f"top-1 equal to the f32 original: engine {share(ours, f32):.4f}, transformers on the {a.dtype} weights {share(plain[0], f32):.4f}")
     common.verdict(equal >= LEAST and len(ours) >= a.positions,
                    f"engine in {a.dtype} against transformers on the dequantised weights: top-1 equal at {equal:.4f} of "
                    f"{len(ours)} positions (at least {LEAST})")
