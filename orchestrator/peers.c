@@ -225,9 +225,13 @@ static void on_loaded(struct orch *o, struct peer *p, const struct msg_loaded *l
 {
     if (!l->ok) {
         char text[512];
+        // A newer one overtook it, as happens when steps follow each other faster than loads: no failure.
+        if (l->version < p->announced)
+            return;
         orch_warn(o, "load_failed", "engine=%s version=%lld cause=%s", p->name, (long long)l->version,
                   log_quote(l->error ? l->error : "", text, sizeof text));
         p->announced = -1; // the trainer may have published it elsewhere by then
+        p->retry_version = l->version;
         p->retry_ms = orch_now(o) + LOAD_RETRY_MS;
         return;
     }
@@ -309,7 +313,8 @@ void peers_announce(struct orch *o)
                                 .bytes = o->weights.bytes}};
     for (int i = 0; i < PEERS_MAX; i++) {
         struct peer *p = &o->peers.v[i];
-        if (p->role != ROLE_ENGINE || !p->up || p->announced >= o->weights.version || now < p->retry_ms)
+        if (p->role != ROLE_ENGINE || !p->up || p->announced >= o->weights.version ||
+            (now < p->retry_ms && p->retry_version == o->weights.version))
             continue;
         if (p->remote)
             chunks_offer(&o->chunks, o->weights.version, o->weights.path, now);

@@ -29,9 +29,9 @@ struct peer {
     struct msg_ping load; // last PONG
     // engine
     uint64_t name_hash;
-    int64_t version;   // held, -1 = none
-    int64_t announced; // VERSION sent for, -1 = none
-    int64_t retry_ms;  // after a failed load: not announced again before
+    int64_t version;                 // held, -1 = none
+    int64_t announced;               // VERSION sent for, -1 = none
+    int64_t retry_version, retry_ms; // after a failed load: this version is not announced again before
     int64_t kv_tokens, max_running;
     int64_t progress_ms; // last TOKENS
     struct job_list jobs;
