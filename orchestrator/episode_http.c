@@ -134,10 +134,22 @@ static void ask_canary(struct episode *ep, enum drop_reason reason, const char *
 }
 
 // True when the transport gave a reply worth reading; else the failure has been dealt with.
+// A 5xx that says itself what kind of failure it is (protocols.md §1) is an answer like any other.
+static bool names_kind(const struct http_result *r)
+{
+    json_t *j;
+    struct error none;
+    if (json_parse(r->body, r->body_len, "reply", &j, &none))
+        return false;
+    bool named = json_is_string(json_object_get(json_object_get(j, "error"), "kind"));
+    json_decref(j);
+    return named;
+}
+
 static bool reply_arrived(struct episode *ep, const struct http_result *r)
 {
     char why[160];
-    if (r->outcome == HTTP_OUTCOME_OK && r->status < 500)
+    if (r->outcome == HTTP_OUTCOME_OK && (r->status < 500 || names_kind(r)))
         return true;
     snprintf(why, sizeof why, "%s%s%s", http_outcome_text(r->outcome), r->status ? ", HTTP status " : "",
              r->status >= 500 ? "5xx" : "");
