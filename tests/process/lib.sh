@@ -53,6 +53,12 @@ finish() {
     for pid in $left; do kill -KILL "$pid" 2>/dev/null; done
     code=1
   fi
+  # A sanitizer's report in a process that was then restarted must not be lost in its log.
+  if [ "$code" -eq 0 ] && grep -r -l -E 'Sanitizer:|runtime error:' "$tmp" --include='*.log' --include='*.err' --include='*.out' >&2; then
+    echo "FAILED: a sanitizer spoke" >&2
+    grep -r -h -A 12 -E 'Sanitizer:|runtime error:' "$tmp" --include='*.log' --include='*.err' --include='*.out' | head -n 60 >&2
+    code=1
+  fi
   for f in "$tmp"/*/sock; do
     [ -L "$f" ] && rm -rf "$(readlink "$f")"
   done
@@ -153,6 +159,10 @@ audit_is_clean() {
   [ "$(sql 'SELECT COUNT(*) - MAX(step) - 1 FROM step')" = 0 ] || fail "steps are missing"
   [ "$(sql 'SELECT COUNT(*) FROM (SELECT 1 FROM step_batch GROUP BY trajectory, attempt, segment HAVING COUNT(DISTINCT step) > 1)')" = 0 ] ||
     fail "something was trained in two steps"
+}
+
+never_restarted() {
+  grep -h -E 'event=peer_up .*restarts=[1-9]' "$run/logs/orchestrator.log" && fail "a process of an undisturbed run was restarted"
 }
 
 # says CODE REGEX COMMAND…: the command ends with CODE and says one line on stderr that matches.

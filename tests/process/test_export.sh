@@ -6,6 +6,7 @@
 run_start run stages.sft.steps=20 trainer.keep_last=3
 run_ends_well
 audit_is_clean
+never_restarted
 
 say "export"
 for dtype in f32 bf16 fp8; do

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# kill -9 of each process of a run, at several moments, then of the whole run and a resume: the run ends, the audit is clean, no step is
+# kill -9 of each process of a run, its task service too, at several moments, then of the whole run and a resume: the run ends, the audit is clean, no step is
 # trained twice. Where arithmetic is all that decides (an SFT run), the killed run ends with the very weights of the one left alone.
 . "$(dirname "$0")/lib.sh"
 
@@ -20,6 +20,10 @@ steps=$((sanitized ? 20 : 40))
 say "trainer, engines and orchestrator of a run with two engines"
 run_start kill rollout.engines=2 "stages.rl.steps=$steps" "tasks.fake.command=[$helpers/task_fake, 'turns:60']"
 kill_at 6 engine-0
+say "the task service killed at step $(committed)"
+for pid in $(own_processes); do
+  tr '\0' ' ' <"/proc/$pid/cmdline" | grep -q '^[^ ]*task_fake ' && kill -KILL "$pid"
+done
 kill_at 9 trainer-0
 kill_at 11 orchestrator
 kill_at 13 engine-1
@@ -27,6 +31,7 @@ kill_at 15 trainer-0
 kill_at 16 orchestrator
 run_ends_well
 audit_is_clean
+[ "$(grep -c listening "$run/logs/task-fake.log")" -ge 2 ] || fail "the task service was not killed"
 [ "$(committed)" -eq $((steps + 5)) ] || fail "$(committed) steps committed"
 "$ooze" show --limit 1 "$run" >/dev/null || fail "show after the kills"
 

@@ -59,5 +59,6 @@ wait_for "steps without the removed task" committed_at_least $((now + 8))
 
 "$ooze" stop --now "$run" >/dev/null || fail "stop --now"
 run_ends_well
+never_restarted
 j=$("$ooze" audit --json "$run") || fail "audit: $j"
 jq -e '.ok and .issued == .trained + ([.dropped[]] | add // 0) + .in_flight' <<<"$j" >/dev/null || fail "audit does not add up: $j"

@@ -26,6 +26,7 @@ status_is_whole "$("$ooze" status --json "$run")" yes
 "$ooze" status "$run" | grep -q engine-0 || fail "the table of status names no engine"
 run_ends_well
 audit_is_clean
+never_restarted
 
 say "after the end"
 j=$("$ooze" status --json "$run") || fail "status after the end"
