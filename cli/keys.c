@@ -51,9 +51,9 @@ static bool is_listed(const char *text, const char *name)
 {
     size_t n = strlen(name);
     for (const char *line = text; line; line = (line = strchr(line, '\n')) ? line + 1 : NULL) {
-        const char *word = line + strcspn(line, " \t\n");
-        word += strspn(word, " \t");
-        if (*line != '#' && strcspn(word, " \t\r\n") == n && strncmp(word, name, n) == 0)
+        size_t key = strcspn(line, " \t\r\n");
+        const char *word = line + key + strspn(line + key, " \t");
+        if (key == 40 && strcspn(word, " \t\r\n") == n && strncmp(word, name, n) == 0)
             return true;
     }
     return false;

@@ -33,6 +33,8 @@ static json_t *processes(struct orch *o)
         if (p->role == ROLE_ENGINE) {
             json_object_set_new(row, "version", json_integer(p->version));
             json_object_set_new(row, "jobs", json_integer(p->jobs.n));
+            json_object_set_new(row, "generated_tokens", json_integer(p->load.generated_tokens));
+            json_object_set_new(row, "remote", json_boolean(p->remote));
             json_object_set_new(row, "kv_used", json_integer(p->load.kv_used));
         }
         json_object_set_new(row, "busy", json_real(p->load.busy));

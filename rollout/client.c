@@ -17,7 +17,7 @@
 #define RECEIVE_AT_ONCE 256
 #define PING_DEFAULT_MS 1000
 #define FETCHED         8  // files fetched and not yet loaded
-#define UNANSWERED_WARN 10 // HELLOs, one a second
+#define UNANSWERED_WARN 5  // HELLOs, one a second
 #define UNANSWERED_MAX  60
 
 struct client {
@@ -235,6 +235,7 @@ static void fetch_done(void *ctx, const struct msg_version *v, const char *path,
     struct fetched *f = &c->fetched[c->n_fetched++];
     f->version = v->version;
     snprintf(f->path, sizeof f->path, "%s", path);
+    log_event(LOG_INFO, "fetched", "version=%lld bytes=%lld", (long long)v->version, (long long)v->bytes);
     start_load(c, v, path);
 }
 

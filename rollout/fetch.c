@@ -170,7 +170,7 @@ void fetch_chunk(struct fetch *f, const struct msg_chunk_data *d)
     if (d->offset != f->received || d->n <= 0)
         return;
     if (f->total <= 0)
-        f->total = d->total;
+        f->total = f->version.bytes = d->total;
     if (d->total != f->total || d->n > f->total - f->received) {
         finish(f, "the chunks do not agree about the size of the weights");
         return;
