@@ -78,6 +78,13 @@ static void on_create(void *ctx, struct http_request *r)
           json_pack("{s:s, s:[{s:s, s:s}]}", "episode_id", id, "messages", "role", "user", "content", text));
 }
 
+// Whoever waited has gone, or this service ends.
+static void on_gone(void *ctx, struct http_request *r)
+{
+    (void)ctx;
+    http_reply(r, 500, NULL, NULL, 0); // goes nowhere, and ends the request
+}
+
 static void misbehave(const char *way, struct http_request *r)
 {
     static const char bad[] = "{\"messages\": [], \"done\": tr",
@@ -95,7 +102,8 @@ static void misbehave(const char *way, struct http_request *r)
         http_reply(r, 200, "application/json", body, strlen(body));
     else if (!strcmp(way, "http500"))
         http_reply_error(r, 500, NULL, "boom");
-    // hang: the request is never ended
+    else // hang
+        http_request_on_disconnect(r, on_gone, NULL);
 }
 
 static void step(struct http_request *r)
@@ -131,7 +139,7 @@ static void step(struct http_request *r)
     for (size_t i = 0; i < n; i++)
         even += said[i] % 2 == 0;
     json_decref(body);
-    // Two replies of three letters in ten go on, judged by the answer itself: no state, the same when repeated.
+    // Whether it goes on is judged by the answer itself: no state, and the same when repeated.
     if (!strcmp(mode, "turns") && n % 3 != 0) {
         reply(r,
               json_pack("{s:[{s:s, s:s}], s:b}", "messages", "role", "user", "content", "more=", "done", 0));
@@ -154,6 +162,14 @@ static void on_late(void *ctx)
     free(l);
 }
 
+static void on_late_gone(void *ctx, struct http_request *r)
+{
+    struct late *l = ctx;
+    on_gone(NULL, r);
+    loop_timer_close(l->timer);
+    free(l);
+}
+
 static void on_step(void *ctx, struct http_request *r)
 {
     (void)ctx;
@@ -165,6 +181,7 @@ static void on_step(void *ctx, struct http_request *r)
     l->request = r;
     l->timer = loop_timer_open(http_request_loop(r), on_late, l);
     loop_timer_set(l->timer, delay_ms, 0);
+    http_request_on_disconnect(r, on_late_gone, l);
 }
 
 static void on_delete(void *ctx, struct http_request *r)

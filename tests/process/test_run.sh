@@ -74,3 +74,16 @@ done
 [ "$(sql 'SELECT SUM(n_sampled) FROM unit WHERE state = 5 AND source = 0')" = \
   "$("$ooze" status --json "$run" | jq '.tokens.trained')" ] || fail "tokens trained: status and ledger differ"
 says 1 'no trajectory 999999' "$ooze" show "$run" trajectory 999999
+
+say "the quickstart's tasks"
+cat >"$tmp/tasks.yaml" <<YAML
+tasks:
+  - {name: sort, command: [task-sort], ratio: 2}
+  - {name: tool, command: [task-tool]}
+YAML
+run_start tasks "$tmp/tasks.yaml" stages.rl.steps=6 stages.rl.groups_per_step=3
+run_ends_well
+audit_is_clean
+never_restarted
+[ "$(sql 'SELECT group_concat(n) FROM (SELECT COUNT(DISTINCT grp) AS n FROM unit WHERE source = 0 AND state = 5 GROUP BY task ORDER BY task)')" = 12,6 ] ||
+  fail "the tasks are not 2:1: $(sql 'SELECT task, COUNT(DISTINCT grp) FROM unit WHERE source = 0 AND state = 5 GROUP BY task')"
