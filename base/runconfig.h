@@ -129,9 +129,10 @@ struct run_config {
         bool recompute;           // activations of a layer are recomputed in the backward pass
         int64_t checkpoint_every; // steps; a stage's end always writes one
         int64_t keep_last;
-        bool keep_best;           // by eval
-        int64_t keep_weights;     // published weights kept on disk, at least max_lag + 2
-        char isa[RUNCONFIG_NAME]; // auto | ref | avx2 | avx512 | avx512bf16: highest kernel class to use (engines too)
+        bool keep_best;       // by eval
+        int64_t keep_weights; // published weights kept on disk, at least max_lag + 2
+        char isa
+            [RUNCONFIG_NAME]; // auto | ref | avx2 | avx512 | avx512bf16: highest kernel class to use (engines too)
     } trainer;
     struct {
         int64_t every;   // steps; 0 = only at the ends of stages
@@ -139,7 +140,7 @@ struct run_config {
         int64_t samples; // answers a prompt (for pass@k)
         double temperature;
         bool at_start;
-        bool only;           // evaluate the initial weights and end
+        bool only; // evaluate the initial weights and end
     } eval;
     struct {
         char

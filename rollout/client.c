@@ -16,8 +16,8 @@
 #define RETRY_MS        10 // a full send queue is tried again after this
 #define RECEIVE_AT_ONCE 256
 #define PING_DEFAULT_MS 1000
-#define FETCHED         8  // files fetched and not yet loaded
-#define UNANSWERED_WARN 5  // HELLOs, one a second
+#define FETCHED         8 // files fetched and not yet loaded
+#define UNANSWERED_WARN 5 // HELLOs, one a second
 #define UNANSWERED_MAX  60
 
 struct client {

@@ -111,8 +111,8 @@ ALWAYS void tile_memory(const int rows, const enum dtype t, const bool partial, 
     X(4, __VA_ARGS__)                                                                                        \
     X(5, __VA_ARGS__)                                                                                        \
     X(6, __VA_ARGS__)                                                                                        \
-    X(7, __VA_ARGS__) X(8, __VA_ARGS__) X(9, __VA_ARGS__) X(10, __VA_ARGS__) X(11, __VA_ARGS__)              \
-        X(12, __VA_ARGS__)
+    X(7, __VA_ARGS__)                                                                                        \
+    X(8, __VA_ARGS__) X(9, __VA_ARGS__) X(10, __VA_ARGS__) X(11, __VA_ARGS__) X(12, __VA_ARGS__)
 #else
 #define TILE_EACH(X, ...)                                                                                    \
     X(1, __VA_ARGS__)                                                                                        \
