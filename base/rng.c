@@ -37,8 +37,8 @@ float rng_token_uniform(const struct rng_token_key *k, uint32_t index)
 {
     uint64_t seed = mix64(k->run_seed);
     const uint32_t key[2] = {(uint32_t)seed, (uint32_t)(seed >> 32)};
-    const uint32_t ctr[4] = {index, k->segment ^ (k->attempt << 16 | k->attempt >> 16), (uint32_t)k->trajectory,
-                             (uint32_t)(k->trajectory >> 32)};
+    const uint32_t ctr[4] = {index, k->segment ^ (k->attempt << 16 | k->attempt >> 16),
+                             (uint32_t)k->trajectory, (uint32_t)(k->trajectory >> 32)};
     uint32_t out[4];
     rng_philox(key, ctr, out);
     return ((float)(out[0] >> 9) + 0.5f) * 0x1p-23f;
