@@ -142,13 +142,6 @@ void client_outputs(struct client *c, const struct outputs *o)
     send_queued(c);
 }
 
-static void send_aborted(struct client *c, uint64_t job)
-{
-    struct msg m = {.type = MSG_TOKEN_DATA};
-    m.tokens = (struct msg_tokens){.job = job, .finish = FINISH_ABORT, .error = ""};
-    send(c, &m); // when lost, the CANCEL comes again
-}
-
 // ---- weights --------------------------------------------------------------------------------------------------------------
 
 static void send_loaded(struct client *c, const struct worker_loaded *l)
@@ -350,15 +343,15 @@ static void on_job(struct client *c, const struct msg_job *m)
         jobs_fail(c->jobs, b, err.text);
 }
 
+// The orchestrator has given the job up, and its number is never used again: whatever is said of it, the answer is another CANCEL.
+// So the last word must not be ours, or the two would go on for ever.
 static void on_cancel(struct client *c, uint64_t id)
 {
     struct job *b = jobs_find(c->jobs, id);
-    if (!b)
-        send_aborted(c, id);
-    else if (b->finish == FINISH_NONE)
+    if (b && b->finish == FINISH_NONE)
         worker_cancel(c->config.worker, id);
-    else
-        jobs_rewind(c->jobs, b);
+    else if (b)
+        jobs_forget(c->jobs, b);
 }
 
 static void on_ack(struct client *c, const struct msg_ack *a)

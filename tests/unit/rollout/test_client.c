@@ -315,13 +315,22 @@ static void test_jobs(void **state)
     assert_int_equal(s->pong.generated_tokens, 8 * 23);
     assert_int_equal(s->pong.version, 0);
 
-    // Refused jobs answer, and unknown CANCELs are acknowledged.
+    // The answer to whatever is said of a job that is given up is CANCEL: neither an unknown one nor a finished one is spoken of
+    // again, and the finished one is forgotten.
     struct msg m = {.type = MSG_CANCEL};
     m.cancel.job = 9;
     send(s, &m);
-    wait_int(s, &s->jobs[9].finish, FINISH_ABORT);
     send_job(s, 10, 1, 10, 0);
     wait_int(s, &s->jobs[10].finish, FINISH_LENGTH);
+    assert_int_equal(s->messages[9], 0);
+    client_stats(s->client, &stats);
+    int jobs = stats.jobs, messages = s->messages[10];
+    m.cancel.job = 10;
+    send(s, &m);
+    run_for(s, 100);
+    client_stats(s->client, &stats);
+    assert_int_equal(stats.jobs, jobs - 1);
+    assert_int_equal(s->messages[10], messages);
     int32_t ids[] = {TINY_VOCAB};
     m.type = MSG_JOB;
     m.job = tiny_job(11, ids, 1, 5).msg;
