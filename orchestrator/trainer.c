@@ -87,6 +87,13 @@ bool trainer_on_hello(struct orch *o, struct peer *p, const struct msg_hello *h,
         h->version > o->committed_steps; // it has done the prepared step: PREPARE makes it say so again
     if (ahead)
         t->position = o->committed_steps;
+    // The acknowledgement of its last step may have been lost with us or with the connection, and with it the word to write that
+    // step's checkpoint, for which the end of a stage waits. Said twice it changes nothing.
+    if (survived && t->position > 0) {
+        t->ack = (struct msg_commit_ack){
+            .epoch = t->epoch, .step = t->position - 1, .result = COMMIT_OK, .reason = ""};
+        t->ack_pending = true;
+    }
     if (t->position < o->committed_steps)
         t->state = LINK_REPLAYING;
     else

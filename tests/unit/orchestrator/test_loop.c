@@ -42,7 +42,11 @@
 #define EOS       258
 
 static char dir[256];
-static enum { NO_FAULTS, LOSSES, OTHER_BITS, HANGS } faults; // what the fakes do wrong
+static enum { NO_FAULTS, LOSSES, OTHER_BITS, HANGS, LOST_ACK } faults; // what the fakes do wrong
+
+enum who { ORCH, TRAINER, ENGINE0, ENGINE1, TASK, OTHER, REGISTER, WHO_COUNT };
+static pid_t pids[WHO_COUNT];
+static int restarts_of[WHO_COUNT];
 
 #define REQUIRE(cond)                                                                                        \
     do {                                                                                                     \
@@ -438,6 +442,13 @@ static int trainer_main(int restarts)
                 _exit(7); // before the acknowledgement
             }
         }
+        if (m.type == MSG_COMMIT_ACK && m.commit_ack.step == SFT_STEPS - 1 && faults == LOST_ACK) {
+            faults =
+                NO_FAULTS; // the orchestrator dies between the commit of a stage's last step and its word to us
+            kill(pids[ORCH], SIGKILL);
+            wire_release(w);
+            continue;
+        }
         if (m.type == MSG_COMMIT_ACK && m.commit_ack.epoch == epoch) {
             if (m.commit_ack.result == COMMIT_FENCED && faults == HANGS)
                 _exit(7);
@@ -536,10 +547,6 @@ static int register_main(void)
     wire_close(w);
     return 0;
 }
-
-enum who { ORCH, TRAINER, ENGINE0, ENGINE1, TASK, OTHER, REGISTER, WHO_COUNT };
-static pid_t pids[WHO_COUNT];
-static int restarts_of[WHO_COUNT];
 
 static void spawn(enum who who)
 {
@@ -823,6 +830,21 @@ static void test_killed_at_boundary(void **unused)
     clean_up();
 }
 
+// SIGKILL of the orchestrator after the commit of a stage's last step and before the trainer knows of it: the trainer lives on, and
+// its checkpoint, which the end of the stage waits for, is still written.
+static void test_lost_acknowledgement(void **unused)
+{
+    (void)unused;
+    set_up_run();
+    faults = LOST_ACK;
+    const struct plan plan = {0};
+    assert_int_equal(play(&plan), 0);
+    assert_int_equal(restarts_of[ORCH], 1);
+    assert_int_equal(restarts_of[TRAINER], 0);
+    check_ledger();
+    clean_up();
+}
+
 // A trainer that does not compute the same bits twice: the run stops and names both hashes.
 static void test_conflict_stops_the_run(void **unused)
 {
@@ -864,9 +886,11 @@ static void test_lease(void **unused)
 
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_losses), cmocka_unit_test(test_stop_and_resume),
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_losses),
+                                       cmocka_unit_test(test_stop_and_resume),
                                        cmocka_unit_test(test_conflict_stops_the_run),
                                        cmocka_unit_test(test_lease),
-                                       cmocka_unit_test(test_killed_at_boundary)};
+                                       cmocka_unit_test(test_killed_at_boundary),
+                                       cmocka_unit_test(test_lost_acknowledgement)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
