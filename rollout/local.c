@@ -5,14 +5,18 @@
 #include "rollout/local.h"
 
 #include <errno.h>
+#include <poll.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "base/json.h"
 #include "base/mem.h"
 #include "model/folder.h"
 
-#define IN_FLIGHT 512
+#define IN_FLIGHT      512
+#define INPUT_CHUNK    65536
+#define LINE_MAX_BYTES (64 << 20)
 
 struct answer { // of line number `line`; slot line % IN_FLIGHT
     bool open, done;
@@ -22,7 +26,9 @@ struct answer { // of line number `line`; slot line % IN_FLIGHT
 
 struct local {
     const struct local_config *config;
-    FILE *in, *out;
+    int in; // descriptor
+    FILE *out;
+    struct buf input; // read and not yet taken
     struct engine *engine;
     struct answer answers[IN_FLIGHT];
     uint64_t first, next; // lines [first, next) are unanswered
@@ -137,31 +143,61 @@ static enum status submit(struct local *l, const char *text, size_t n, uint64_t 
     return st;
 }
 
-// Reads lines until IN_FLIGHT are unanswered or the input ends.
+static void take_line(struct local *l, const char *line, size_t n)
+{
+    struct error why;
+    if (strspn(line, " \t\r\n") >= n)
+        return;
+    struct answer *a = slot(l, l->next);
+    *a = (struct answer){.open = true};
+    if (submit(l, line, n, l->next, &why) != STATUS_OK)
+        answer_error(a, why.text);
+    l->next++;
+}
+
+// Takes what is there to be read; waits for it only when nothing is being computed.
+static enum status read_input(struct local *l, bool *ret_any, struct error *err)
+{
+    struct pollfd p = {.fd = l->in, .events = POLLIN};
+    int n = poll(&p, 1, l->next == l->first ? -1 : 0);
+    *ret_any = n > 0;
+    if (n == 0 || (n < 0 && errno == EINTR))
+        return STATUS_OK;
+    buf_reserve(&l->input, INPUT_CHUNK);
+    ssize_t got = n < 0 ? -1 : read(l->in, l->input.data + l->input.len, INPUT_CHUNK);
+    if (got < 0)
+        return error_errno(err, errno, "reading standard input");
+    l->ended = got == 0;
+    l->input.len += (size_t)got;
+    l->input.data[l->input.len] = 0;
+    if (l->input.len > LINE_MAX_BYTES && !memchr(l->input.data, '\n', l->input.len))
+        return error_set(err, STATUS_LIMIT, "standard input: a line is longer than %d bytes", LINE_MAX_BYTES);
+    return STATUS_OK;
+}
+
+// Reads lines until IN_FLIGHT are unanswered, the input ends, or none has come yet while others are being computed.
 static enum status read_lines(struct local *l, struct error *err)
 {
-    char *line = NULL;
-    size_t cap = 0;
-    while (!l->ended && l->next - l->first < IN_FLIGHT) {
-        ssize_t n = getline(&line, &cap, l->in);
-        if (n < 0) {
-            l->ended = true;
-            if (ferror(l->in)) {
-                free(line);
-                return error_errno(err, errno, "reading standard input");
-            }
+    while (l->next - l->first < IN_FLIGHT) {
+        char *end = l->input.len ? memchr(l->input.data, '\n', l->input.len) : NULL;
+        if (end) {
+            *end = 0;
+            size_t n = (size_t)(end - l->input.data);
+            take_line(l, l->input.data, n);
+            buf_consume(&l->input, n + 1);
+            continue;
+        }
+        if (l->ended) {
+            if (l->input.len)
+                take_line(l, l->input.data, l->input.len);
+            buf_clear(&l->input);
             break;
         }
-        if (strspn(line, " \t\r\n") == (size_t)n)
-            continue;
-        struct answer *a = slot(l, l->next);
-        *a = (struct answer){.open = true};
-        struct error why;
-        if (submit(l, line, (size_t)n, l->next, &why) != STATUS_OK)
-            answer_error(a, why.text);
-        l->next++;
+        bool any;
+        enum status st = read_input(l, &any, err);
+        if (st != STATUS_OK || !any)
+            return st;
     }
-    free(line);
     return STATUS_OK;
 }
 
@@ -276,7 +312,7 @@ static enum status open_weights(const struct local_config *c, struct device *d, 
 enum status local_run(const struct local_config *c, FILE *in, FILE *out, struct error *err)
 {
     struct local *l = mem_must(1, sizeof *l);
-    *l = (struct local){.config = c, .in = in, .out = out};
+    *l = (struct local){.config = c, .in = fileno(in), .out = out};
     outputs_init(&l->outputs);
     struct device *d = NULL;
     struct weights *w = NULL;
@@ -296,6 +332,7 @@ enum status local_run(const struct local_config *c, FILE *in, FILE *out, struct 
     weights_close(w);
     device_close(d);
     outputs_done(&l->outputs);
+    buf_done(&l->input);
     free(l);
     return st;
 }
