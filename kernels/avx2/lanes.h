@@ -189,17 +189,28 @@ ALWAYS v16 v_round_bf16(v16 a)
 {
     return (v16){_mm256_castsi256_ps(bf16_high_half(a.lo)), _mm256_castsi256_ps(bf16_high_half(a.hi))};
 }
+// The upper halves of the lanes: of numbers that are bf16 already, their codes.
+ALWAYS __m256i upper_halves(__m256i lo, __m256i hi)
+{
+    return _mm256_permute4x64_epi64(_mm256_packus_epi32(_mm256_srli_epi32(lo, 16), _mm256_srli_epi32(hi, 16)),
+                                    0xd8);
+}
+ALWAYS void v_store_upper(uint16_t *p, v16 a)
+{
+    _mm256_storeu_si256((__m256i *)p, upper_halves(_mm256_castps_si256(a.lo), _mm256_castps_si256(a.hi)));
+}
+ALWAYS void v_store_bf16(uint16_t *p, v16 a)
+{
+    _mm256_storeu_si256((__m256i *)p, upper_halves(bf16_high_half(a.lo), bf16_high_half(a.hi)));
+}
 ALWAYS void v_store_bf16_n(uint16_t *p, v16 a, int64_t n)
 {
-    __m256i lo = _mm256_srli_epi32(bf16_high_half(a.lo), 16),
-            hi = _mm256_srli_epi32(bf16_high_half(a.hi), 16);
-    __m256i h = _mm256_permute4x64_epi64(_mm256_packus_epi32(lo, hi), 0xd8);
     if (n >= 16) {
-        _mm256_storeu_si256((__m256i *)p, h);
+        v_store_bf16(p, a);
         return;
     }
     uint16_t part[16];
-    _mm256_storeu_si256((__m256i *)part, h);
+    v_store_bf16(part, a);
     memcpy(p, part, (size_t)n * sizeof *p);
 }
 ALWAYS v16 v_load_fp8(const uint8_t *p)
@@ -269,16 +280,49 @@ ALWAYS double d_fold(struct d16 s)
     return _mm_cvtsd_f64(_mm_add_sd(h, _mm_unpackhi_pd(h, h)));
 }
 
+// Eight rows of eight become columns.
+ALWAYS void transpose_half(__m256 a[8])
+{
+    __m256 b[8];
+#pragma GCC unroll 8
+    for (int i = 0; i < 8; i += 2) {
+        b[i] = _mm256_unpacklo_ps(a[i], a[i + 1]);
+        b[i + 1] = _mm256_unpackhi_ps(a[i], a[i + 1]);
+    }
+#pragma GCC unroll 8
+    for (int i = 0; i < 8; i += 4) {
+        a[i] = _mm256_shuffle_ps(b[i], b[i + 2], 0x44);
+        a[i + 1] = _mm256_shuffle_ps(b[i], b[i + 2], 0xee);
+        a[i + 2] = _mm256_shuffle_ps(b[i + 1], b[i + 3], 0x44);
+        a[i + 3] = _mm256_shuffle_ps(b[i + 1], b[i + 3], 0xee);
+    }
+#pragma GCC unroll 8
+    for (int i = 0; i < 4; i++) {
+        b[i] = _mm256_permute2f128_ps(a[i], a[i + 4], 0x20);
+        b[i + 4] = _mm256_permute2f128_ps(a[i], a[i + 4], 0x31);
+    }
+#pragma GCC unroll 8
+    for (int i = 0; i < 8; i++)
+        a[i] = b[i];
+}
+// Four squares of eight; the two off the diagonal change places.
 ALWAYS void v_transpose(v16 a[16])
 {
-    float t[16][16];
-    for (int i = 0; i < 16; i++)
-        v_store(t[i], a[i]);
-    for (int i = 0; i < 16; i++) {
-        float column[16];
-        for (int j = 0; j < 16; j++)
-            column[j] = t[j][i];
-        a[i] = v_load(column);
+    __m256 q[4][8];
+#pragma GCC unroll 8
+    for (int i = 0; i < 8; i++) {
+        q[0][i] = a[i].lo;
+        q[1][i] = a[i].hi;
+        q[2][i] = a[i + 8].lo;
+        q[3][i] = a[i + 8].hi;
+    }
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; i++)
+        transpose_half(q[i]);
+#pragma GCC unroll 8
+    for (int i = 0; i < 8; i++) {
+        a[i] = (v16){q[0][i], q[2][i]};
+        a[i + 8] = (v16){q[1][i], q[3][i]};
     }
 }
 

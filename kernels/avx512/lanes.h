@@ -168,6 +168,15 @@ ALWAYS v16 v_round_bf16(v16 a)
 {
     return _mm512_castsi512_ps(v_bf16_high(a));
 }
+// The upper halves of the lanes: of numbers that are bf16 already, their codes.
+ALWAYS void v_store_upper(uint16_t *p, v16 a)
+{
+    _mm256_storeu_si256((__m256i *)p, _mm512_cvtepi32_epi16(_mm512_srli_epi32(_mm512_castps_si512(a), 16)));
+}
+ALWAYS void v_store_bf16(uint16_t *p, v16 a)
+{
+    v_store_upper(p, v_round_bf16(a));
+}
 ALWAYS void v_store_bf16_n(uint16_t *p, v16 a, int64_t n)
 {
     _mm256_mask_storeu_epi16(p, v_mask(n), _mm512_cvtepi32_epi16(_mm512_srli_epi32(v_bf16_high(a), 16)));

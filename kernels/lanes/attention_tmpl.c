@@ -222,35 +222,87 @@ struct kv_write {
     int64_t ldk, ldv;
 };
 
-static void cache_store(const struct attn_cache *c, void *base, int64_t i, v16 a, int64_t n)
+static void cache_store(const enum dtype t, void *base, int64_t i, v16 a, int64_t n)
 {
-    if (c->dtype == DT_F32)
+    if (t == DT_F32)
         v_store_n((float *)base + i, a, n);
     else
         v_store_bf16_n((uint16_t *)base + i, a, n);
 }
 
-// Up to 16 positions of one page from `pos` on: keys are transposed in registers.
-static void write_run(const struct kv_write *w, const struct attn_seq *s, int64_t g, int64_t pos, int64_t n)
+// Where a run of positions goes: into one page, from slot `slot` on.
+struct run {
+    const float *k, *v; // [n, D] stride ldk, ldv
+    int64_t at, slot, n;
+};
+
+// Rows one by one: the values as they lie, the keys down a column of the page, a line of the cache for each element. All lines are
+// asked for first, so that their misses overlap.
+ALWAYS void write_rows(const enum dtype t, const struct kv_write *w, const struct run *r)
 {
     const struct attn_cache *c = w->c;
-    int64_t dim = c->head_dim, row = s->row0 + pos - s->pos0, slot = pos % c->page_tokens;
-    int64_t at = ((int64_t)s->pages[pos / c->page_tokens] * c->n_kv + g) * dim * c->page_tokens;
-    for (int64_t j = 0; j < dim; j += 16) {
-        int64_t cols = min_i64(16, dim - j);
-        v16 k[16];
-        for (int64_t i = 0; i < 16; i++) {
-            k[i] = i < n ? v_load_n(w->k + (row + i) * w->ldk + g * dim + j, cols) : v_zero();
-            if (i < n)
-                cache_store(c, c->v, at + (slot + i) * dim + j,
-                            v_load_n(w->v + (row + i) * w->ldv + g * dim + j, cols), cols);
+    const int64_t dim = c->head_dim, step = c->page_tokens, size = (int64_t)dtype_bytes(t);
+    char *column = (char *)c->k + (r->at + r->slot) * size;
+    for (int64_t j = 0; j < dim; j++)
+        __builtin_prefetch(column + j * step * size, 1);
+    for (int64_t i = 0; i < r->n; i++, column += size) {
+        const float *k = r->k + i * w->ldk, *v = r->v + i * w->ldv;
+        for (int64_t j = 0; j < dim; j += 16) {
+            int64_t cols = min_i64(16, dim - j);
+            cache_store(t, c->v, r->at + (r->slot + i) * dim + j, v_load_n(v + j, cols), cols);
+            if (t == DT_F32) {
+                for (int64_t l = 0; l < cols; l++)
+                    ((float *)column)[(j + l) * step] = k[j + l];
+            } else {
+                uint16_t code[16];
+                v_store_bf16(code, v_load_n(k + j, cols));
+                for (int64_t l = 0; l < cols; l++)
+                    ((uint16_t *)column)[(j + l) * step] = code[l];
+            }
         }
-        v_transpose(k);
-        for (int64_t i = 0; i < cols; i++)
-            cache_store(c, c->k, at + (j + i) * c->page_tokens + slot, k[i], n);
     }
 }
 
+// Sixteen rows: squares of keys are transposed in registers.
+ALWAYS void write_squares(const enum dtype t, const struct kv_write *w, const struct run *r)
+{
+    const struct attn_cache *c = w->c;
+    const int64_t dim = c->head_dim;
+    for (int64_t j = 0; j < dim; j += 16) {
+        int64_t cols = min_i64(16, dim - j);
+        v16 k[16];
+#pragma GCC unroll 16
+        for (int64_t i = 0; i < 16; i++)
+            k[i] = v_load_n(r->k + i * w->ldk + j, cols);
+        for (int64_t i = 0; i < 16; i++)
+            cache_store(t, c->v, r->at + (r->slot + i) * dim + j, v_load_n(r->v + i * w->ldv + j, cols),
+                        cols);
+        v_transpose(k);
+        for (int64_t i = 0; i < cols; i++)
+            cache_store(t, c->k, r->at + (j + i) * c->page_tokens + r->slot, k[i], 16);
+    }
+}
+
+static void write_run(const struct kv_write *w, const struct attn_seq *s, int64_t g, int64_t pos, int64_t n)
+{
+    const struct attn_cache *c = w->c;
+    int64_t dim = c->head_dim, row = s->row0 + pos - s->pos0;
+    struct run r = {.k = w->k + row * w->ldk + g * dim,
+                    .v = w->v + row * w->ldv + g * dim,
+                    .at = ((int64_t)s->pages[pos / c->page_tokens] * c->n_kv + g) * dim * c->page_tokens,
+                    .slot = pos % c->page_tokens,
+                    .n = n};
+    if (c->dtype == DT_F32 && n == 16)
+        write_squares(DT_F32, w, &r);
+    else if (c->dtype == DT_F32)
+        write_rows(DT_F32, w, &r);
+    else if (n == 16)
+        write_squares(DT_BF16, w, &r);
+    else
+        write_rows(DT_BF16, w, &r);
+}
+
+// Runs end at multiples of 16, so that all but the ends of a long sequence are whole squares, inside one page.
 static void kv_units(void *ctx, int64_t begin, int64_t end, int thread)
 {
     (void)thread;
@@ -258,7 +310,7 @@ static void kv_units(void *ctx, int64_t begin, int64_t end, int thread)
     for (int64_t u = begin; u < end; u++) {
         const struct attn_seq *s = &w->seqs[u / w->c->n_kv];
         for (int64_t pos = s->pos0, stop = pos + s->n_rows, n; pos < stop; pos += n) {
-            n = min_i64(min_i64(16, stop - pos), w->c->page_tokens - pos % w->c->page_tokens);
+            n = min_i64(16 - pos % 16, stop - pos);
             write_run(w, s, u % w->c->n_kv, pos, n);
         }
     }
