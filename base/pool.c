@@ -1,9 +1,14 @@
-// A thread pool: see pool.h.
+// A thread pool: see pool.h. The caller publishes a loop in one store; whoever spins takes tasks without a lock, whoever sleeps is
+// woken. Nobody waits for a worker that took no task, so one that the system runs late delays no loop.
 //
 // Invariants
-//   1. `generation` grows by one per pool_run; a worker runs each generation once.
-//   2. A task index is claimed by one atomic increment; `left` reaches 0 exactly when all tasks have returned.
-//   3. Idle spinning is bounded (SPIN rounds), then the worker sleeps on a condition variable.
+//   1. `open` counts the tasks not yet taken. A task is taken by lowering it by one from above 0, in one atomic step; the loop's
+//      fields (fn, ctx, n_tasks) are written only while open and left are 0, and read only between taking a task and giving it
+//      back. Any worker may take a task of any loop: a late one that finds the next loop open helps with that.
+//   2. `left` counts the tasks that have not returned; it reaches 0 exactly when all have, and pool_run returns then.
+//   3. Idle spinning is bounded (SPIN rounds), then the thread sleeps on a condition variable. No wake-up is lost: the
+//      sleeper announces itself (`sleepers`, `waiting`) before it looks at open or left a last time, the other side changes
+//      open or left before it looks for sleepers, and all four accesses are sequentially consistent.
 #include "base/pool.h"
 
 #include <pthread.h>
@@ -29,13 +34,16 @@ struct pool {
     struct worker *workers; // n_threads - 1 of them
     pthread_mutex_t lock;
     pthread_cond_t wake, done;
-    _Atomic unsigned long generation;
-    _Atomic int active; // workers inside a generation
-    bool stop;
+    _Atomic int sleepers; // workers on wake, or about to be; changed under the lock
+    _Atomic bool waiting; // the caller is on done, or about to be
+    bool stop;            // under the lock
     void (*fn)(void *, int, int);
     void *ctx;
     int n_tasks;
-    _Atomic int next;
+    char pad[64]; // idle workers watch open: keep it off the lines that others write
+    _Atomic int open;
+    char pad2[64];
+    _Atomic int left;
 };
 
 void pool_thread_init(void)
@@ -54,34 +62,44 @@ static void pause_cpu(void)
 
 static void run_tasks(struct pool *p, int thread)
 {
-    for (int t; (t = atomic_fetch_add(&p->next, 1)) < p->n_tasks;)
-        p->fn(p->ctx, t, thread);
+    for (int open = atomic_load(&p->open); open > 0;) {
+        if (!atomic_compare_exchange_weak(&p->open, &open, open - 1))
+            continue;
+        p->fn(p->ctx, p->n_tasks - open, thread);
+        if (atomic_fetch_sub(&p->left, 1) == 1 && atomic_load(&p->waiting)) {
+            pthread_mutex_lock(&p->lock);
+            pthread_cond_signal(&p->done);
+            pthread_mutex_unlock(&p->lock);
+        }
+        open = atomic_load(&p->open);
+    }
+}
+
+// Returns when tasks are open, or false: the pool closes.
+static bool worker_wait(struct pool *p)
+{
+    for (int i = 0; i < SPIN; i++) {
+        if (atomic_load(&p->open))
+            return true;
+        pause_cpu();
+    }
+    pthread_mutex_lock(&p->lock);
+    atomic_fetch_add(&p->sleepers, 1);
+    while (!atomic_load(&p->open) && !p->stop)
+        pthread_cond_wait(&p->wake, &p->lock);
+    atomic_fetch_sub(&p->sleepers, 1);
+    bool stop = p->stop;
+    pthread_mutex_unlock(&p->lock);
+    return !stop;
 }
 
 static void *worker_main(void *arg)
 {
     struct worker *w = arg;
-    struct pool *p = w->pool;
-    unsigned long seen = 0;
     pool_thread_init();
-    for (;;) {
-        for (int i = 0; i < SPIN && atomic_load(&p->generation) == seen; i++)
-            pause_cpu();
-        pthread_mutex_lock(&p->lock);
-        while (atomic_load(&p->generation) == seen && !p->stop)
-            pthread_cond_wait(&p->wake, &p->lock);
-        bool stop = p->stop;
-        seen = atomic_load(&p->generation);
-        pthread_mutex_unlock(&p->lock);
-        if (stop)
-            return NULL;
-        run_tasks(p, w->index);
-        if (atomic_fetch_sub(&p->active, 1) == 1) {
-            pthread_mutex_lock(&p->lock);
-            pthread_cond_signal(&p->done);
-            pthread_mutex_unlock(&p->lock);
-        }
-    }
+    while (worker_wait(w->pool))
+        run_tasks(w->pool, w->index);
+    return NULL;
 }
 
 enum status pool_open(int n_threads, struct pool **ret_pool, struct error *err)
@@ -137,20 +155,29 @@ void pool_run(struct pool *p, int n_tasks, void (*fn)(void *ctx, int task, int t
             fn(ctx, i, 0);
         return;
     }
-    pthread_mutex_lock(&p->lock);
     p->fn = fn;
     p->ctx = ctx;
     p->n_tasks = n_tasks;
-    atomic_store(&p->next, 0);
-    atomic_store(&p->active, p->n_threads - 1);
-    atomic_fetch_add(&p->generation, 1);
-    pthread_cond_broadcast(&p->wake);
-    pthread_mutex_unlock(&p->lock);
+    atomic_store(&p->left, n_tasks);
+    atomic_store(&p->open, n_tasks);
+    if (atomic_load(&p->sleepers)) {
+        pthread_mutex_lock(&p->lock);
+        if (n_tasks - 1 >= atomic_load(&p->sleepers))
+            pthread_cond_broadcast(&p->wake);
+        else
+            for (int i = 1; i < n_tasks; i++)
+                pthread_cond_signal(&p->wake);
+        pthread_mutex_unlock(&p->lock);
+    }
     run_tasks(p, 0);
-    for (int i = 0; i < SPIN && atomic_load(&p->active); i++)
+    for (int i = 0; i < SPIN && atomic_load(&p->left); i++)
         pause_cpu();
+    if (!atomic_load(&p->left))
+        return;
     pthread_mutex_lock(&p->lock);
-    while (atomic_load(&p->active))
+    atomic_store(&p->waiting, true);
+    while (atomic_load(&p->left))
         pthread_cond_wait(&p->done, &p->lock);
+    atomic_store(&p->waiting, false);
     pthread_mutex_unlock(&p->lock);
 }

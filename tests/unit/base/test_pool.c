@@ -9,6 +9,7 @@
 #include <cmocka.h>
 
 #include <stdatomic.h>
+#include <time.h>
 #if defined(__x86_64__)
 #include <immintrin.h>
 #endif
@@ -18,7 +19,7 @@
 #define TASKS 1000
 struct round {
     atomic_int count[TASKS];
-    atomic_int wrong_thread, denormals;
+    atomic_int wrong_thread, denormals, by_workers;
     int n_threads;
 };
 
@@ -87,6 +88,32 @@ static void test_many_rounds(void **state)
     pool_close(p);
 }
 
+static void slow_task(void *ctx, int i, int thread)
+{
+    struct round *r = ctx;
+    nanosleep(&(struct timespec){.tv_nsec = 1000000}, NULL);
+    r->count[i]++;
+    if (thread > 0) {
+        r->by_workers++;
+    }
+}
+
+static void test_everyone_sleeps(void **state)
+{
+    (void)state;
+    struct pool *p;
+    struct error err;
+    assert_int_equal(pool_open(3, &p, &err), STATUS_OK);
+    static struct round r;
+    for (int i = 0; i < 50; i++) { // longer than anyone spins: workers before the loop, the caller in it
+        nanosleep(&(struct timespec){.tv_nsec = 1000000}, NULL);
+        pool_run(p, 2 + i % 3, slow_task, &r);
+        assert_int_equal(r.count[1], i + 1);
+    }
+    assert_true(r.by_workers > 0);
+    pool_close(p);
+}
+
 static void test_refuses(void **state)
 {
     (void)state;
@@ -98,6 +125,8 @@ static void test_refuses(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {cmocka_unit_test(test_each_task_once), cmocka_unit_test(test_no_pool),
-                                       cmocka_unit_test(test_many_rounds), cmocka_unit_test(test_refuses)};
+                                       cmocka_unit_test(test_many_rounds),
+                                       cmocka_unit_test(test_everyone_sleeps),
+                                       cmocka_unit_test(test_refuses)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
