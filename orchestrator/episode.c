@@ -56,28 +56,33 @@ static void queue_add(struct episode *ep)
 }
 
 // The service may forget an episode only when its end is durable: a crash before that repeats the last step.
+// One note each, run in the order of the ends: a note of this commit must not take along an end that the next one makes durable.
 static void gone_note(struct orch *o, uint64_t unused_a, uint64_t unused_b)
 {
     (void)unused_a;
     (void)unused_b;
-    for (size_t i = 0; i < o->episodes.n_gone; i++) {
-        struct episode_gone *g = &o->episodes.gone[i];
-        episode_send_delete(o, tasks_by_id(o, g->task), g->id);
-        free(g->id);
-    }
-    o->episodes.n_gone = 0;
+    struct episodes *e = &o->episodes;
+    struct episode_gone g = e->gone[e->first_gone++];
+    if (e->first_gone == e->n_gone)
+        e->first_gone = e->n_gone = 0;
+    episode_send_delete(o, tasks_by_id(o, g.task), g.id);
+    free(g.id);
 }
 
 static void gone_add(struct orch *o, struct task *t, char *id)
 {
     struct episodes *e = &o->episodes;
+    if (e->n_gone == e->cap_gone && e->first_gone > 0) {
+        e->n_gone -= e->first_gone;
+        memmove(e->gone, e->gone + e->first_gone, e->n_gone * sizeof *e->gone);
+        e->first_gone = 0;
+    }
     if (e->n_gone == e->cap_gone) {
         e->cap_gone = e->cap_gone ? e->cap_gone * 2 : 64;
         e->gone = mem_grow(e->gone, e->cap_gone, sizeof *e->gone);
     }
-    if (e->n_gone == 0)
-        journal_after(o, gone_note, 0, 0);
     e->gone[e->n_gone++] = (struct episode_gone){t->id, id};
+    journal_after(o, gone_note, 0, 0);
 }
 
 // The one end of every episode.
@@ -520,7 +525,7 @@ void episodes_close(struct orch *o)
         free(ep);
     }
     table_done(t);
-    for (size_t i = 0; i < o->episodes.n_gone; i++)
+    for (size_t i = o->episodes.first_gone; i < o->episodes.n_gone; i++)
         free(o->episodes.gone[i].id);
     free(o->episodes.gone);
     o->episodes = (struct episodes){0};

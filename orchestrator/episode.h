@@ -81,8 +81,8 @@ struct episodes {
     struct episode_gone { // DELETE waits for the commit that makes the end durable
         int64_t task;
         char *id;
-    } * gone;
-    size_t n_gone, cap_gone;
+    } * gone; // [first_gone, n_gone)
+    size_t first_gone, n_gone, cap_gone;
 };
 
 struct episode_spec {

@@ -4,6 +4,8 @@
 
 #include "kernels/internal.h"
 
+void avx2_weight_pack(struct device *d, enum dtype dtype, int64_t n, int64_t k, const void *src,
+                      enum dtype src_dtype, bool transpose, void *dst);
 void avx2_gemm(struct device *d, const struct gemm_weight *w, int64_t m, const float *x, int64_t ldx,
                const float *bias, bool accumulate, float *y, int64_t ldy);
 void avx2_gemm_dw(struct device *d, enum dtype dtype, int64_t m, int64_t n, int64_t k, const float *dy,
@@ -49,6 +51,5 @@ void avx2_fp8_dequantize(struct device *d, int64_t n, int64_t k, const uint8_t *
                          float *w);
 void avx2_to_bf16(struct device *d, int64_t n, const float *x, uint16_t *y);
 void avx2_from_bf16(struct device *d, int64_t n, const uint16_t *x, float *y);
-;
 
 #endif

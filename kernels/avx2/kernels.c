@@ -3,6 +3,7 @@
 
 void avx2_table(struct kernels *k)
 {
+    k->weight_pack = avx2_weight_pack;
     k->gemm = avx2_gemm;
     k->gemm_dw = avx2_gemm_dw;
     k->bias_grad = avx2_bias_grad;

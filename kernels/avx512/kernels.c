@@ -3,6 +3,7 @@
 
 void avx512_table(struct kernels *k)
 {
+    k->weight_pack = avx512_weight_pack;
     k->gemm = avx512_gemm;
     k->gemm_dw = avx512_gemm_dw;
     k->bias_grad = avx512_bias_grad;

@@ -1,8 +1,13 @@
-// Packing of weights into pairs (avx512bf16.h); f32 weights keep the common panels.
+// Packing of weights into pairs (avx512bf16.h); f32 weights keep the common panels. A pair of inputs is one 32-bit lane: matrices that
+// lie by outputs are turned in squares of 16 outputs x 16 pairs, those that lie by inputs interleave two rows. See lanes/weight_tmpl.c.
 #include <assert.h>
 
 #include "kernels/avx512bf16/avx512bf16.h"
+#include "kernels/avx512bf16/lanes.h"
 #include "kernels/ref/ref.h"
+
+#define PACK_GROUP 4 // panels that go together when rows are cut
+#define PACK_AHEAD 8 // rows or lines of the source asked for in advance
 
 size_t avx512bf16_weight_bytes(enum dtype dtype, int64_t n, int64_t k)
 {
@@ -10,52 +15,146 @@ size_t avx512bf16_weight_bytes(enum dtype dtype, int64_t n, int64_t k)
 }
 
 struct pack {
-    enum dtype dtype, src_dtype;
-    int64_t n, k;
+    int64_t n, k, k_pad; // k_pad: k rounded up to whole pairs
     const void *src;
-    bool transpose;
     void *dst;
 };
 
-// The element's code, or 0 in the padding.
-static uint16_t pack_value(const struct pack *p, int64_t n, int64_t k)
+// Up to 32 inputs of one output as bf16 codes, 0 beyond. Integer rounding: subnormals keep their bits, as in ref.
+ALWAYS v16 load_pairs(const enum dtype from, const void *src, int64_t i, int64_t n)
 {
-    if (n >= p->n || k >= p->k)
-        return 0;
-    int64_t i = p->transpose ? k * p->n + n : n * p->k + k;
-    return p->src_dtype == DT_F32    ? f32_to_bf16(((const float *)p->src)[i])
-           : p->src_dtype == DT_BF16 ? ((const uint16_t *)p->src)[i]
-                                     : ((const uint8_t *)p->src)[i];
+    if (from == DT_BF16) {
+        __mmask32 m = n >= 32 ? 0xffffffffu : (1u << n) - 1;
+        return _mm512_castsi512_ps(_mm512_maskz_loadu_epi16(m, (const uint16_t *)src + i));
+    }
+    const float *p = (const float *)src + i;
+    __m512i lo = v_bf16_high(v_load_n(p, n)),
+            hi = n > 16 ? v_bf16_high(v_load_n(p + 16, n - 16)) : _mm512_setzero_si512();
+    __m512i codes = _mm512_packus_epi32(_mm512_srli_epi32(lo, 16), _mm512_srli_epi32(hi, 16));
+    return _mm512_castsi512_ps(_mm512_permutexvar_epi64(_mm512_setr_epi64(0, 2, 4, 6, 1, 3, 5, 7), codes));
 }
 
-// Sixteen inputs at a time, as in ref/weight.c.
-static void pack_panels(void *ctx, int64_t begin, int64_t end, int thread)
+// src [n, k]
+ALWAYS void pack_turned(const enum dtype from, const struct pack *p, int64_t begin, int64_t end)
+{
+    for (int64_t n0 = begin; n0 < end; n0 += PANEL)
+        for (int64_t k0 = 0; k0 < p->k; k0 += 32)
+            for (int64_t half = 0; half < PANEL; half += 16) {
+                int64_t left = min_i64(32, p->k - k0);
+                v16 a[16];
+#pragma GCC unroll 16
+                for (int64_t i = 0; i < 16; i++) {
+                    int64_t n = n0 + half + i, at = n * p->k + k0;
+                    __builtin_prefetch((const char *)p->src + at * (int64_t)dtype_bytes(from) +
+                                       64 * PACK_AHEAD);
+                    if (from == DT_F32)
+                        __builtin_prefetch((const char *)p->src + at * 4 + 64 * PACK_AHEAD + 64);
+                    a[i] = n < p->n ? load_pairs(from, p->src, at, left) : v_zero();
+                }
+                v_transpose(a);
+                uint16_t *dst = (uint16_t *)p->dst + n0 * p->k_pad + k0 * PANEL + 2 * half;
+                for (int64_t i = 0; 2 * i < left; i++)
+                    v_store((float *)(void *)(dst + i * 2 * PANEL), a[i]);
+            }
+}
+
+// Codes of up to 16 neighbours in the lower halves of the lanes.
+ALWAYS __m512i load_row(const enum dtype from, const void *src, int64_t i, int64_t n)
+{
+    if (from == DT_BF16)
+        return _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(v_mask(n), (const uint16_t *)src + i));
+    return _mm512_srli_epi32(v_bf16_high(v_load_n((const float *)src + i, n)), 16);
+}
+
+// src [k, n]
+ALWAYS void pack_cut(const enum dtype from, const struct pack *p, int64_t begin, int64_t end)
+{
+    const int64_t group = PACK_GROUP * PANEL, size = (int64_t)dtype_bytes(from);
+    for (int64_t g = begin; g < end; g += group)
+        for (int64_t k = 0; k < p->k; k += 2) {
+            int64_t stop = min_i64(g + group, end);
+            for (int64_t n = g; n < stop; n += 16) {
+                int64_t at = k * p->n + n, cols = max_i64(0, min_i64(16, p->n - n));
+                __builtin_prefetch((const char *)p->src + (at + PACK_AHEAD * p->n) * size);
+                __builtin_prefetch((const char *)p->src + (at + (PACK_AHEAD + 1) * p->n) * size);
+                __m512i a = _mm512_setzero_si512(), b = a;
+                if (cols)
+                    a = load_row(from, p->src, at, cols);
+                if (cols && k + 1 < p->k)
+                    b = load_row(from, p->src, at + p->n, cols);
+                int64_t dst = n / PANEL * PANEL * p->k_pad + k * PANEL + 2 * (n % PANEL);
+                _mm512_storeu_si512((uint16_t *)p->dst + dst, _mm512_or_si512(a, _mm512_slli_epi32(b, 16)));
+            }
+        }
+}
+
+// Sixteen codes; those past n are 0.
+ALWAYS __m128i codes_load(const struct pack *p, int64_t n, int64_t k)
+{
+    if (n >= p->n)
+        return _mm_setzero_si128();
+    return _mm_maskz_loadu_epi8(v_mask(p->k - k), (const uint8_t *)p->src + n * p->k + k);
+}
+
+// FP8, src [n, k]: the order of pair_place. A pair-row is four lanes of 128 bits; lane q holds the pairs of the columns 4q … 4q+3,
+// then those of 16+4q … 19+4q. So register r takes the r-th of these eight columns of every lane, and squares of 8 x 8
+// pairs are turned inside the lanes.
+static void pack_codes(void *ctx, int64_t begin, int64_t end, int thread)
 {
     (void)thread;
     const struct pack *p = ctx;
-    int64_t k_pad = p->k + p->k % 2;
     for (int64_t n0 = begin; n0 < end; n0 += PANEL)
-        for (int64_t k0 = 0; k0 < k_pad; k0 += 16)
-            for (int64_t n = 0; n < PANEL; n++)
-                for (int64_t k = k0; k < min_i64(k0 + 16, k_pad); k++) {
-                    int64_t to = n0 * k_pad + k / 2 * 2 * PANEL + pair_place(p->dtype, n, k % 2);
-                    uint16_t v = pack_value(p, n0 + n, k);
-                    if (p->dtype == DT_BF16)
-                        ((uint16_t *)p->dst)[to] = v;
-                    else
-                        ((uint8_t *)p->dst)[to] = (uint8_t)v;
+        for (int64_t k0 = 0; k0 < p->k; k0 += 16) {
+            __m512i a[8], b[8];
+#pragma GCC unroll 8
+            for (int64_t r = 0; r < 8; r++) {
+                int64_t n = n0 + r % 4 + r / 4 * 16;
+                for (int64_t q = 0; q < 4; q++)
+                    __builtin_prefetch((const char *)p->src + (n + 4 * q) * p->k + k0 + 64 * PACK_AHEAD);
+                __m512i x = _mm512_castsi128_si512(codes_load(p, n, k0));
+                x = _mm512_inserti32x4(x, codes_load(p, n + 4, k0), 1);
+                x = _mm512_inserti32x4(x, codes_load(p, n + 8, k0), 2);
+                a[r] = _mm512_inserti32x4(x, codes_load(p, n + 12, k0), 3);
+            }
+#pragma GCC unroll 3
+            for (int round = 0; round < 3; round++) {
+#pragma GCC unroll 4
+                for (int i = 0; i < 4; i++) {
+                    b[2 * i] = _mm512_unpacklo_epi16(a[i], a[i + 4]);
+                    b[2 * i + 1] = _mm512_unpackhi_epi16(a[i], a[i + 4]);
                 }
+#pragma GCC unroll 8
+                for (int i = 0; i < 8; i++)
+                    a[i] = b[i];
+            }
+            uint8_t *dst = (uint8_t *)p->dst + n0 * p->k_pad + k0 * PANEL;
+            for (int64_t i = 0; i < 8 && k0 + 2 * i < p->k; i++)
+                _mm512_storeu_si512(dst + i * 2 * PANEL, a[i]);
+        }
 }
+
+#define PACK_DEFINE(name, way, from)                                                                         \
+    static void name(void *ctx, int64_t begin, int64_t end, int thread)                                      \
+    {                                                                                                        \
+        (void)thread;                                                                                        \
+        way(from, ctx, begin, end);                                                                          \
+    }
+PACK_DEFINE(turned_f32, pack_turned, DT_F32)
+PACK_DEFINE(turned_bf16, pack_turned, DT_BF16)
+PACK_DEFINE(cut_f32, pack_cut, DT_F32)
+PACK_DEFINE(cut_bf16, pack_cut, DT_BF16)
 
 void avx512bf16_weight_pack(struct device *d, enum dtype dtype, int64_t n, int64_t k, const void *src,
                             enum dtype src_dtype, bool transpose, void *dst)
 {
+    static split_fn *const fns[2][2] = {{turned_f32, turned_bf16}, {cut_f32, cut_bf16}};
     if (dtype == DT_F32) {
-        ref_weight_pack(d, dtype, n, k, src, src_dtype, transpose, dst);
+        avx512_weight_pack(d, dtype, n, k, src, src_dtype, transpose, dst);
         return;
     }
     assert(dtype == DT_FP8 ? src_dtype == DT_FP8 && !transpose : dtype == DT_BF16);
     assert(dtype == DT_FP8 || src_dtype == DT_F32 || src_dtype == DT_BF16);
-    struct pack p = {dtype, src_dtype, n, k, src, transpose, dst};
-    split_run(d, ceil_div(n, PANEL) * PANEL, PANEL, (double)k * 1.5, pack_panels, &p);
+    struct pack p = {n, k, k + k % 2, src, dst};
+    split_fn *fn = dtype == DT_FP8 ? pack_codes : fns[transpose][src_dtype == DT_BF16];
+    split_run(d, ceil_div(n, PANEL) * PANEL, PANEL, (double)k * 0.3, fn, &p);
 }

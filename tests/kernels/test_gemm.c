@@ -254,6 +254,32 @@ static void test_fp8_codes(void **state)
     }
 }
 
+// Up to avx512 the classes share ref's panels: the same bytes, whatever the shape, the way the matrix lies and its numbers.
+static void test_pack_bytes(void **state)
+{
+    (void)state;
+    for (int i = 0; i < 200; i++) {
+        int64_t n = check_between(&check, 1, 150), k = check_between(&check, 1, 150);
+        enum dtype to = (enum dtype)(i % 3), from = to == DT_FP8 ? DT_FP8 : (enum dtype)(i / 3 % 2);
+        bool transpose = to != DT_FP8 && i / 6 % 2;
+        size_t src_bytes = (size_t)(n * k) * dtype_bytes(from), bytes = check.ref->k->weight_bytes(to, n, k);
+        uint8_t *src = malloc(src_bytes);
+        for (size_t j = 0; j < src_bytes; j++)
+            src[j] = (uint8_t)rng_u32(&check.rng); // every kind of number, NaNs with any bits
+        struct guarded want = guarded_new(bytes);
+        check.ref->k->weight_pack(check.ref, to, n, k, src, from, transpose, want.p);
+        for (int t = 0; t < check.n_twins && check.twin[t]->isa <= ISA_AVX512; t++) {
+            struct guarded got = guarded_new(bytes);
+            check.twin[t]->k->weight_pack(check.twin[t], to, n, k, src, from, transpose, got.p);
+            guarded_check(&got, "weight_pack");
+            check_same_bytes("weight_pack", check.twin[t], want.p, got.p, bytes);
+            guarded_free(&got);
+        }
+        guarded_free(&want);
+        free(src);
+    }
+}
+
 // --bench [isa] [threads] measures instead.
 int main(int argc, char **argv)
 {
@@ -262,8 +288,9 @@ int main(int argc, char **argv)
     if (!check_init(&check, 11))
         return 77;
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_fp8_codes), cmocka_unit_test(test_gemm_truth), cmocka_unit_test(test_gemm),
-        cmocka_unit_test(test_gemm_dw),   cmocka_unit_test(test_bias_grad),
+        cmocka_unit_test(test_pack_bytes), cmocka_unit_test(test_fp8_codes),
+        cmocka_unit_test(test_gemm_truth), cmocka_unit_test(test_gemm),
+        cmocka_unit_test(test_gemm_dw),    cmocka_unit_test(test_bias_grad),
     };
     int rc = cmocka_run_group_tests(tests, NULL, NULL);
     check_done(&check);

@@ -1,0 +1,5 @@
+// Packing of weights: lanes/weight_tmpl.c on AVX2.
+#include "kernels/avx2/avx2.h"
+#include "kernels/avx2/lanes.h"
+
+#include "kernels/lanes/weight_tmpl.c"

@@ -1,0 +1,5 @@
+// Packing of weights: lanes/weight_tmpl.c on AVX-512.
+#include "kernels/avx512/avx512.h"
+#include "kernels/avx512/lanes.h"
+
+#include "kernels/lanes/weight_tmpl.c"
