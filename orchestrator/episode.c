@@ -276,7 +276,10 @@ void episode_generate(struct episode *ep)
             episode_finish_policy(ep);
         return;
     }
-    uint64_t key[3] = {ep->trajectory, ep->attempt, (uint64_t)ep->session.segment};
+    // An evaluation asks the same prompts as the one before: as a session of its own, or with kv_on_refit: keep it would read KV rows
+    // that the weights of the one before have made.
+    uint64_t round = ep->eval ? (uint64_t)o->epoch << 32 | (uint64_t)o->eval.round : 0;
+    uint64_t key[4] = {ep->trajectory, ep->attempt, (uint64_t)ep->session.segment, round};
     struct job spec = {
         .ep = ep,
         .session = hash64(key, sizeof key),

@@ -57,10 +57,11 @@ void episode_unpause(struct episode *ep, bool too_late)
 
 static void idempotency_key(const struct episode *ep, int turn, char *ret, size_t n)
 {
-    // The run and, for evaluations, the incarnation are part of it: a service may outlive runs.
+    // The run is part of it, since a service may outlive runs; for evaluations also the incarnation and which of its evaluations it
+    // is, since all of them ask the same prompts under the same numbers.
     if (ep->eval)
-        snprintf(ret, n, "%.16s-e%" PRId64 "-%" PRIx64 "-%u-%d", ep->o->run_id, ep->o->epoch, ep->trajectory,
-                 ep->attempt, turn);
+        snprintf(ret, n, "%.16s-e%" PRId64 ".%" PRId64 "-%" PRIx64 "-%u-%d", ep->o->run_id, ep->o->epoch,
+                 ep->o->eval.round, ep->trajectory, ep->attempt, turn);
     else
         snprintf(ret, n, "%.16s-%" PRIu64 "-%u-%d", ep->o->run_id, ep->trajectory, ep->attempt, turn);
 }

@@ -87,6 +87,7 @@ void eval_start(struct orch *o, const char *label)
     e->items = NULL;
     e->n = e->next = e->n_done = e->n_failed = 0;
     e->running = true;
+    e->round++;
     e->version = o->weights.version;
     e->stage = o->stage.index;
     e->started_ms = orch_now(o);

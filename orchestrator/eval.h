@@ -35,6 +35,7 @@ struct eval_item {
 
 struct eval {
     bool running;
+    int64_t round; // evaluations begun by this incarnation
     char label[80];
     int64_t version;
     int stage;

@@ -40,6 +40,7 @@
 #define STEPS     (SFT_STEPS + RL_STEPS)
 #define MAX_LAG   2
 #define EOS       258
+#define KEPT      8192
 
 static char dir[256];
 static enum { NO_FAULTS, LOSSES, OTHER_BITS, HANGS, LOST_ACK } faults; // what the fakes do wrong
@@ -61,14 +62,15 @@ static int restarts_of[WHO_COUNT];
 static int n_episodes;
 static struct kept {
     char key[96], reply[512];
-} kept[8192];
+} kept[KEPT];
 static int n_kept;
+static bool deleted[KEPT]; // [episode]
 
 static void reply_kept(struct http_request *r, const char *fmt, ...)
 {
     const char *key = http_request_header(r, "Idempotency-Key");
     va_list ap;
-    REQUIRE(key && n_kept < 8192);
+    REQUIRE(key && n_kept < KEPT);
     struct kept *k = &kept[n_kept++];
     snprintf(k->key, sizeof k->key, "%s", key);
     va_start(ap, fmt);
@@ -82,6 +84,9 @@ static bool answered_before(struct http_request *r)
     const char *key = http_request_header(r, "Idempotency-Key");
     for (int i = 0; key && i < n_kept; i++)
         if (strcmp(kept[i].key, key) == 0) {
+            int n;
+            if (sscanf(kept[i].reply, "{\"episode_id\":\"e %d/", &n) == 1)
+                REQUIRE(!deleted[n]); // whoever has ended an episode does not create it again
             http_reply(r, 200, "application/json", kept[i].reply, strlen(kept[i].reply));
             return true;
         }
@@ -140,7 +145,10 @@ static void on_step(void *ctx, struct http_request *r)
 
 static void on_delete(void *ctx, struct http_request *r)
 {
+    int n, pid;
     (void)ctx;
+    if (sscanf(http_request_capture(r, "id"), "e %d/%d", &n, &pid) == 2 && pid == (int)getpid())
+        deleted[n] = true;
     http_reply(r, 204, NULL, NULL, 0);
 }
 
