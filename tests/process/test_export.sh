@@ -39,6 +39,17 @@ generate --raw "$run" 'plain' >/dev/null
 says 1 . "$ooze" generate "$tmp/nowhere" 'x'
 says 2 . "$ooze" generate --max-new many "$run" 'x'
 
+say "generate over a pipe that stays open"
+coproc engine { "$(dirname "$ooze")/ooze-rollout" --model "$tmp/f32" --dtype f32 --generate 2>"$tmp/engine.err"; }
+engine_out=${engine[0]} engine_in=${engine[1]} engine_pid=$engine_PID
+for i in 1 2; do
+  echo '{"ids":[257,81],"max_new":4,"temperature":0}' >&"$engine_in"
+  read -r -t 60 -u "$engine_out" answer || fail "no answer to line $i while the pipe is open: $(cat "$tmp/engine.err")"
+  jq -e '.output_ids | length > 0' <<<"$answer" >/dev/null || fail "line $i is answered by $answer"
+done
+exec {engine_in}>&-
+wait "$engine_pid" || fail "the engine ended with $?"
+
 say "eval --checkpoint"
 "$ooze" eval --checkpoint last --n 6 --samples 2 --json "$run" >"$tmp/eval.json" 2>"$tmp/eval.err" || fail "eval --checkpoint last: $(cat "$tmp/eval.err")"
 jq -e 'length == 1 and .[0].tasks.fake.n == 12 and .[0].tasks.fake.samples == 2 and .[0].tasks.fake.mean > 0' "$tmp/eval.json" >/dev/null ||
