@@ -10,19 +10,20 @@
 #include "cli/run_dir.h"
 #include "ledger/reader.h"
 
-static const char usage[] = "usage: ooze eval [--json] RUN\n"
-                            "       ooze eval --checkpoint STEP|last [--n N] [--samples K] [--json] RUN\n\n"
-                            "Prints the held-out evaluations that a run recorded: share of answers that "
-                            "reach the top of the task's reward range, mean reward, and\n"
-                            "share of prompts solved by at least one of K answers (pass@K). With "
-                            "--checkpoint the checkpoint is evaluated anew, on N held-out\n"
-                            "prompts a task, by a small run of its own in RUN/eval.\n\n"
-                            "  --summary --seed S --wall SECONDS   the summary.json of the examples: {seed, "
-                            "stages:[{name, eval:{task:{success, n}}}], wall_s},\n"
-                            "           where the evaluation before the first stage is named random\n"
-                            "  --json   [{label, stage, version, tasks:{name:{success, mean, n, samples, "
-                            "pass_at_samples, tokens}}}]\n\n"
-                            "Exit codes: 0 done, 1 failed, 2 wrong usage.\n";
+static const char usage[] =
+    "usage: ooze eval [--json] RUN\n"
+    "       ooze eval --checkpoint STEP|last [--n N] [--samples K] [--json] RUN\n\n"
+    "Prints the held-out evaluations that a run recorded: share of answers that "
+    "reach the top of the task's reward range, mean reward, and\n"
+    "share of prompts solved by at least one of K answers (pass@K). With "
+    "--checkpoint the checkpoint is evaluated anew, on N held-out\n"
+    "prompts a task, by a small run of its own in RUN/eval.\n\n"
+    "  --summary --seed S --wall SECONDS   the summary.json of the examples: {seed, "
+    "stages:[{name, eval:{task:{success, n}}}], wall_s},\n"
+    "           where the evaluation before the first stage is named random, or initial with model.path\n"
+    "  --json   [{label, stage, version, tasks:{name:{success, mean, n, samples, "
+    "pass_at_samples, tokens}}}]\n\n"
+    "Exit codes: 0 done, 1 failed, 2 wrong usage.\n";
 
 static void print_evals(const json_t *list)
 {
@@ -41,7 +42,7 @@ static void print_evals(const json_t *list)
 }
 
 // {seed, stages:[{name, eval:{task:{success, n}}}], wall_s} of the evaluations at the start and at the stages' ends.
-static json_t *summarise(const json_t *list, int64_t seed, double wall_s)
+static json_t *summarise(const json_t *list, const char *start, int64_t seed, double wall_s)
 {
     size_t i;
     json_t *e, *t, *stages = json_array();
@@ -50,7 +51,7 @@ static json_t *summarise(const json_t *list, int64_t seed, double wall_s)
     {
         const char *label = json_string_value(json_object_get(e, "label"));
         if (!strcmp(label, "start"))
-            label = "random";
+            label = start;
         else if (!strncmp(label, "stage:", 6))
             label += 6;
         else
@@ -76,7 +77,13 @@ static int show_evals(const char *run_dir, bool json, bool summary, int64_t seed
     if (s)
         return command_fail("eval", &err);
     if (summary) {
-        json_t *j = summarise(list, seed, wall_s);
+        struct run_config *c;
+        if (run_load(run_dir, &c, &err)) {
+            json_decref(list);
+            return command_fail("eval", &err);
+        }
+        json_t *j = summarise(list, c->model.path[0] ? "initial" : "random", seed, wall_s);
+        free(c);
         json_decref(list);
         list = j;
     }

@@ -146,6 +146,8 @@ static int prune(struct orch *o, char (*ret)[1024], int max, struct error *err)
 {
     struct trainer_link *t = &o->trainer;
     int n = 0, last = (int)(o->cfg->trainer.keep_last > 0 ? o->cfg->trainer.keep_last : 1);
+    if (last > TRAINER_CHECKPOINTS - 2)
+        last = TRAINER_CHECKPOINTS - 2; // room for the next one, whatever was asked for
     bool full = t->n_checkpoints >= TRAINER_CHECKPOINTS - 1;
     for (int i = 0; i + last < t->n_checkpoints && n < max;) {
         bool keep = t->checkpoints[i].stage_end || (o->cfg->trainer.keep_best && is_best(t, i));

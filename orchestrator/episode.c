@@ -331,8 +331,10 @@ static void replace_nuls(char *json)
             slashes++;
             c++;
         }
-        // Arguments of a tool call are JSON inside JSON: there the escape's own backslash is escaped.
-        if (slashes <= 2 && strncmp(c + 1, "u0000", 5) == 0)
+        // An odd backslash begins an escape here. Arguments of a tool call are JSON inside JSON: of an even number half are left
+        // there.
+        bool escape = slashes & 1 || slashes / 2 & 1;
+        if (escape && strncmp(c + 1, "u0000", 5) == 0)
             memcpy(c + 1, "ufffd", 5);
     }
 }

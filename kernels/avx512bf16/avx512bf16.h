@@ -17,12 +17,7 @@ void avx512bf16_gemm_dw(struct device *d, enum dtype dtype, int64_t m, int64_t n
                         int64_t lddy, const float *x, int64_t ldx, float *dw);
 
 // Packed BF16 and FP8: [ceil(n / PANEL)][ceil(k / 2)][PANEL pairs]. A pair-row of bf16 is PANEL * 2 halves in column order. A
-// pair-row of FP8 is 64 codes in the order that byte unpacking turns into two vectors of 16 columns.
-static inline int64_t pair_place(enum dtype t, int64_t column, int64_t j)
-{
-    if (t == DT_BF16)
-        return 2 * column + j;
-    return column % 16 / 4 * 16 + column / 16 * 8 + column % 4 * 2 + j;
-}
+// pair-row of FP8 is 64 codes in the order that byte unpacking turns into two vectors of 16 columns: code j (0 or 1) of column c
+// lies at c % 16 / 4 * 16 + c / 16 * 8 + c % 4 * 2 + j.
 
 #endif

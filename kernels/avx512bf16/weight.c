@@ -96,7 +96,7 @@ ALWAYS __m128i codes_load(const struct pack *p, int64_t n, int64_t k)
     return _mm_maskz_loadu_epi8(v_mask(p->k - k), (const uint8_t *)p->src + n * p->k + k);
 }
 
-// FP8, src [n, k]: the order of pair_place. A pair-row is four lanes of 128 bits; lane q holds the pairs of the columns 4q … 4q+3,
+// FP8, src [n, k]: the order that avx512bf16.h gives. A pair-row is four lanes of 128 bits; lane q holds the pairs of the columns 4q … 4q+3,
 // then those of 16+4q … 19+4q. So register r takes the r-th of these eight columns of every lane, and squares of 8 x 8
 // pairs are turned inside the lanes.
 static void pack_codes(void *ctx, int64_t begin, int64_t end, int thread)
