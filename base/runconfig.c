@@ -216,7 +216,7 @@ static const struct config_field run_fields[] = {
          "Recompute a layer's activations in the backward pass instead of keeping them."),
     INT(trainer.checkpoint_every, 1, BILLION, "20",
         "Steps between checkpoints; the end of a stage always writes one."),
-    INT(trainer.keep_last, 1, 1000, "2", "Newest checkpoints kept on disk."),
+    INT(trainer.keep_last, 1, 250, "2", "Newest checkpoints kept on disk."), // TRAINER_CHECKPOINTS
     BOOL(trainer.keep_best, "true", "Keep the checkpoint of the best evaluation too."),
     INT(trainer.keep_weights, 0, 10000, "0",
         "Published weights kept on disk; at least the greatest max_lag + 2, which is what 0 means."),

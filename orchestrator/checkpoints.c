@@ -4,6 +4,7 @@
 // the best evaluation. The list is a meta entry of the ledger beside its rows, so that a restart knows what lies on the disk.
 #include "orchestrator/checkpoints.h"
 
+#include <assert.h>
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -146,8 +147,6 @@ static int prune(struct orch *o, char (*ret)[1024], int max, struct error *err)
 {
     struct trainer_link *t = &o->trainer;
     int n = 0, last = (int)(o->cfg->trainer.keep_last > 0 ? o->cfg->trainer.keep_last : 1);
-    if (last > TRAINER_CHECKPOINTS - 2)
-        last = TRAINER_CHECKPOINTS - 2; // room for the next one, whatever was asked for
     bool full = t->n_checkpoints >= TRAINER_CHECKPOINTS - 1;
     for (int i = 0; i + last < t->n_checkpoints && n < max;) {
         bool keep = t->checkpoints[i].stage_end || (o->cfg->trainer.keep_best && is_best(t, i));
@@ -192,6 +191,7 @@ void trainer_on_checkpoint(struct orch *o, struct peer *p, const struct msg_chec
         k++;
     bool known = k < t->n_checkpoints && t->checkpoints[k].step == m->step;
     if (!known) {
+        assert(t->n_checkpoints < TRAINER_CHECKPOINTS); // keep_last is less, and prune makes room
         memmove(&t->checkpoints[k + 1], &t->checkpoints[k],
                 (size_t)(t->n_checkpoints - k) * sizeof t->checkpoints[0]);
         t->n_checkpoints++;
