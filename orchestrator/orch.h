@@ -84,6 +84,11 @@ struct orch {
         char path[1024], hash[HASH_HEX];
     } checkpoint;
 
+    struct { // for status.c
+        int64_t made_ms, took_ms;
+        struct ledger_counts last;
+    } counts;
+
     bool stopping; // drain: no new groups
     int64_t stop_deadline_ms;
     bool stop_now;              // no waiting for anything, not even a checkpoint
