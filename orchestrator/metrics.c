@@ -37,7 +37,7 @@ enum status metrics_open(struct orch *o, struct error *err)
     o->metrics.file = fopen(path, "ae");
     if (!o->metrics.file)
         return error_errno(err, errno, "opening %s", path);
-    return STATUS_OK;
+    return tensorboard_open(o->run_dir, clock_wall_ms(o->clock), &o->metrics.tensorboard, err);
 }
 
 void metrics_close(struct orch *o)
@@ -45,6 +45,8 @@ void metrics_close(struct orch *o)
     if (o->metrics.file)
         fclose(o->metrics.file);
     o->metrics.file = NULL;
+    tensorboard_close(o->metrics.tensorboard);
+    o->metrics.tensorboard = NULL;
 }
 
 static void line_write(struct orch *o, const char *json)
@@ -58,6 +60,9 @@ static void line_write(struct orch *o, const char *json)
     const char *name;
     if (json_parse(json, strlen(json), "metrics", &j, &err))
         return;
+    if (tensorboard_write(o->metrics.tensorboard, json_integer_value(json_object_get(j, "wall_ms")),
+                          json_integer_value(json_object_get(j, "step")), j, &err))
+        orch_warn(o, "metrics_lost", "cause=\"%s\"", err.text);
     json_object_foreach(j, name, v)
     {
         int i = 0;

@@ -1,5 +1,5 @@
-// Figures of the run: one line a step in RUN/metrics.jsonl (names of protocols.md §4), the same names for Prometheus, short series for
-// `ooze status`.
+// Figures of the run: one line a step in RUN/metrics.jsonl (names of protocols.md §4), the same names for TensorBoard and Prometheus,
+// short series for `ooze status`.
 #ifndef ORCHESTRATOR_METRICS_H
 #define ORCHESTRATOR_METRICS_H
 
@@ -9,6 +9,7 @@
 
 #include "base/buf.h"
 #include "base/json.h"
+#include "orchestrator/tensorboard.h"
 #include "proto/msg.h"
 
 struct orch;
@@ -32,6 +33,7 @@ struct metric_series {
 
 struct metrics {
     FILE *file;
+    struct tensorboard *tensorboard;
     struct { // of the step being prepared or trained
         struct metric_mean reward[METRICS_TASKS];
         struct metric_mean length, turns, truncated, lag;
