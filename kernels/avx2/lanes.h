@@ -62,6 +62,10 @@ ALWAYS void v_store_n(float *p, v16 a, int64_t n)
     _mm256_maskstore_ps(p, v_mask8(n), a.lo);
     _mm256_maskstore_ps(p + 8, v_mask8(n - 8), a.hi);
 }
+ALWAYS float v_first(v16 a)
+{
+    return _mm256_cvtss_f32(a.lo);
+}
 ALWAYS v16 v_add(v16 a, v16 b)
 {
     return (v16){_mm256_add_ps(a.lo, b.lo), _mm256_add_ps(a.hi, b.hi)};

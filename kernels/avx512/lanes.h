@@ -51,6 +51,10 @@ ALWAYS void v_store_n(float *p, v16 a, int64_t n)
 {
     _mm512_mask_storeu_ps(p, v_mask(n), a);
 }
+ALWAYS float v_first(v16 a)
+{
+    return _mm512_cvtss_f32(a);
+}
 ALWAYS v16 v_add(v16 a, v16 b)
 {
     return _mm512_add_ps(a, b);

@@ -16,6 +16,31 @@ static tile_fn *const PART[2][TILE_ROWS] = {{TILE_EACH(TILE_NAME_PART, f32)},
                                             {TILE_EACH(TILE_NAME_PART, bf16)}};
 
 #define TILE_WIDTH (16 * TILE_COLS)
+#define LD_SCORES  (2 * ATTN_BLOCK)
+
+// Tiles of few rows, as decoding makes them, have too few chains to hide an fma's latency behind: they go FEW_COLS vectors wide, over
+// two blocks of keys or 64 columns of values at once.
+#define FEW_ROWS (TILE_ROWS / 4)
+#define FEW_COLS 4
+#define FEW_DEFINE(rows, name, t)                                                                            \
+    static void few_##name##_##rows(int64_t n_k, const struct operands *o, float *c, int64_t ldc)            \
+    {                                                                                                        \
+        v16 acc[(rows)*FEW_COLS];                                                                            \
+        _Pragma("GCC unroll 16") for (int i = 0; i < (rows)*FEW_COLS; i++) acc[i] = v_zero();                \
+        tile_chain(rows, FEW_COLS, t, n_k, o, -1, acc);                                                      \
+        _Pragma("GCC unroll 16") for (int i = 0; i < (rows)*FEW_COLS; i++)                                   \
+            v_store(c + i / FEW_COLS * ldc + i % FEW_COLS * 16, acc[i]);                                     \
+    }
+#if TILE_ROWS == 12
+#define FEW_EACH(X, ...) X(1, __VA_ARGS__) X(2, __VA_ARGS__) X(3, __VA_ARGS__)
+#else
+#define FEW_EACH(X, ...) X(1, __VA_ARGS__)
+#endif
+#define FEW_NAME(rows, name) few_##name##_##rows,
+FEW_EACH(FEW_DEFINE, f32, DT_F32)
+FEW_EACH(FEW_DEFINE, bf16, DT_BF16)
+typedef void few_fn(int64_t n_k, const struct operands *o, float *c, int64_t ldc);
+static few_fn *const FEW[2][FEW_ROWS] = {{FEW_EACH(FEW_NAME, f32)}, {FEW_EACH(FEW_NAME, bf16)}};
 
 struct attention {
     struct device *d;
@@ -38,9 +63,10 @@ struct rows {
     int n;
     int64_t row[TILE_ROWS], pos[TILE_ROWS]; // row of q, position; positions ascend
     int head[TILE_ROWS];
-    float m[16], l[16], shrink[16];
+    float m[16], l[16], shrink[2][16];
     int64_t dim_pad;
-    float *q, *s, *t, *o; // [n, dim_pad], [n, ATTN_BLOCK], [n, dim_pad], [n, dim_pad]
+    float *q, *s, *t,
+        *o; // [n, dim_pad], [n, 2 * ATTN_BLOCK]: two blocks side by side, [n, dim_pad], [n, dim_pad]
 };
 
 // c[rows, n_cols] = (fresh ? 0 : c) + a b, for any width.
@@ -48,9 +74,13 @@ static void product(enum dtype t, int rows, int64_t n_k, const float *a, int64_t
                     int64_t b_k, int64_t n_cols, float *c, int64_t ldc, bool fresh)
 {
     struct operands o = {.a = a, .a_row = a_row, .a_k = 1, .b_k = b_k, .b_pair = 32};
-    for (int64_t j = 0; j < n_cols; j += TILE_WIDTH) {
+    for (int64_t j = 0, width; j < n_cols; j += width) {
         o.b = (const char *)b + j * (int64_t)dtype_bytes(t);
-        if (n_cols - j >= TILE_WIDTH)
+        bool few = fresh && rows <= FEW_ROWS && n_cols - j >= 16 * FEW_COLS;
+        width = few ? 16 * FEW_COLS : TILE_WIDTH;
+        if (few)
+            FEW[t][rows - 1](n_k, &o, c + j, ldc);
+        else if (n_cols - j >= TILE_WIDTH)
             FULL[t][rows - 1](n_k, &o, -1, c + j, ldc, fresh);
         else
             PART[t][rows - 1](n_k, &o, n_cols - j, c + j, ldc, fresh);
@@ -64,12 +94,13 @@ static int visible(const struct rows *r, int i, int64_t block)
 
 // Scores of rows i0 … → their probabilities in place, and the states' update: all maxima, all exponentials, all sums, so that
 // the folds of different rows overlap.
-static void softmax_step(struct rows *r, int i0, int64_t block, float scale)
+// The block's scores are the first (which = 0) or second of the two in r->s.
+static void softmax_step(struct rows *r, int i0, int64_t block, int which, float scale)
 {
     v16 low = v_set(-INFINITY), sc = v_set(scale);
     float m[16] = {0}, sum[16] = {0};
     for (int i = i0; i < r->n; i++) {
-        float *s = r->s + i * ATTN_BLOCK;
+        float *s = r->s + i * LD_SCORES + which * ATTN_BLOCK;
         int n_keys = visible(r, i, block);
         v16 a = v_mul(v_load(s), sc), b = v_mul(v_load(s + 16), sc);
         if (n_keys < ATTN_BLOCK) {
@@ -82,7 +113,7 @@ static void softmax_step(struct rows *r, int i0, int64_t block, float scale)
         m[i] = r->m[i] > fold ? r->m[i] : fold;
     }
     for (int i = i0; i < r->n; i++) {
-        float *s = r->s + i * ATTN_BLOCK;
+        float *s = r->s + i * LD_SCORES + which * ATTN_BLOCK;
         int n_keys = visible(r, i, block);
         v16 top = v_set(m[i]), a = v_exp(v_sub(v_load(s), top)), b = v_exp(v_sub(v_load(s + 16), top));
         if (n_keys < ATTN_BLOCK) {
@@ -93,10 +124,20 @@ static void softmax_step(struct rows *r, int i0, int64_t block, float scale)
         v_store(s + 16, b);
         sum[i] = v_fold(v_add(a, b));
     }
+    if (r->n <=
+        FEW_ROWS) { // row by row: nothing is stored narrow and loaded wide again, which would wait for the stores
+        for (int i = i0; i < r->n; i++) {
+            v16 shrink = v_exp(v_set(r->m[i] - m[i]));
+            r->shrink[which][i] = v_first(shrink);
+            r->l[i] = v_first(v_fma(v_set(r->l[i]), shrink, v_set(sum[i])));
+            r->m[i] = m[i];
+        }
+        return;
+    }
     // The states of all rows at once, one row a lane.
     v16 shrink = v_exp(v_sub(v_load(r->m), v_load(m))), l = v_fma(v_load(r->l), shrink, v_load(sum));
     float ln[16];
-    v_store(r->shrink, shrink);
+    v_store(r->shrink[which], shrink);
     v_store(ln, l);
     for (int i = i0; i < r->n; i++) {
         r->m[i] = m[i];
@@ -104,42 +145,85 @@ static void softmax_step(struct rows *r, int i0, int64_t block, float scale)
     }
 }
 
-static void tile_block(const struct attention *a, const struct attn_seq *s, int64_t g, struct rows *r,
-                       int64_t block)
+// Element of the cache's k where the block's keys start; its values start at row `slot` of the same page.
+static int64_t block_page(const struct attn_cache *c, const struct attn_seq *s, int64_t g, int64_t block)
 {
-    const struct attn_cache *c = a->c;
-    int64_t dim = c->head_dim, slot = block * ATTN_BLOCK % c->page_tokens,
-            size = (int64_t)dtype_bytes(c->dtype);
-    int64_t at =
-        ((int64_t)s->pages[block * ATTN_BLOCK / c->page_tokens] * c->n_kv + g) * dim * c->page_tokens;
-    const char *k = (const char *)c->k + (at + slot) * size,
-               *v = (const char *)c->v + (at + slot * dim) * size;
-    int i0 = 0; // rows before it lie wholly before the block
+    int64_t page = s->pages[block * ATTN_BLOCK / c->page_tokens];
+    return (page * c->n_kv + g) * c->head_dim * c->page_tokens;
+}
+static int64_t block_slot(const struct attn_cache *c, int64_t block)
+{
+    return block * ATTN_BLOCK % c->page_tokens;
+}
+
+// The first row that sees anything of the block.
+static int block_rows(const struct rows *r, int64_t block)
+{
+    int i0 = 0;
     while (visible(r, i0, block) <= 0)
         i0++;
-    int n = r->n - i0;
-    product(c->dtype, n, dim, r->q + i0 * r->dim_pad, r->dim_pad, k, c->page_tokens, ATTN_BLOCK,
-            r->s + i0 * ATTN_BLOCK, ATTN_BLOCK, true);
-    softmax_step(r, i0, block, a->scale);
+    return i0;
+}
+
+// q k of one block, or of two for few rows.
+static void tile_scores(const struct attention *a, const struct attn_seq *s, int64_t g, struct rows *r,
+                        int64_t block, int n_blocks)
+{
+    const struct attn_cache *c = a->c;
+    int i0 = block_rows(r, block), n = r->n - i0;
+    int64_t at = block_page(c, s, g, block) + block_slot(c, block);
+    const char *k = (const char *)c->k + at * (int64_t)dtype_bytes(c->dtype);
+    const float *q = r->q + i0 * r->dim_pad;
+    float *to = r->s + i0 * LD_SCORES;
+    if (n_blocks == 1) {
+        product(c->dtype, n, c->head_dim, q, r->dim_pad, k, c->page_tokens, ATTN_BLOCK, to, LD_SCORES, true);
+        return;
+    }
+    int64_t next = block_page(c, s, g, block + 1) + block_slot(c, block + 1);
+    struct operands o = {
+        .a = q, .a_row = r->dim_pad, .a_k = 1, .b = k, .b_k = c->page_tokens, .b_pair = next - at};
+    FEW[c->dtype][n - 1](c->head_dim, &o, to, LD_SCORES);
+}
+
+// o = o shrink + p v of one block, p in the place of its scores.
+static void tile_values(const struct attention *a, const struct attn_seq *s, int64_t g, struct rows *r,
+                        int64_t block, int which)
+{
+    const struct attn_cache *c = a->c;
+    int64_t dim = c->head_dim, size = (int64_t)dtype_bytes(c->dtype);
+    const char *v = (const char *)c->v + (block_page(c, s, g, block) + block_slot(c, block) * dim) * size;
+    const float *p = r->s + which * ATTN_BLOCK;
+    int i0 = block_rows(r, block);
     // Keys that every row sees go together; what later rows see beyond them continues each row's chain.
     int common = visible(r, i0, block);
-    product(c->dtype, n, common, r->s + i0 * ATTN_BLOCK, ATTN_BLOCK, v, dim, dim, r->t + i0 * r->dim_pad,
+    product(c->dtype, r->n - i0, common, p + i0 * LD_SCORES, LD_SCORES, v, dim, dim, r->t + i0 * r->dim_pad,
             r->dim_pad, true);
     for (int i = i0, same; i < r->n; i += same) {
         for (same = 1; i + same < r->n && r->pos[i + same] == r->pos[i];)
             same++;
         int more = visible(r, i, block) - common;
         if (more > 0)
-            product(c->dtype, same, more, r->s + i * ATTN_BLOCK + common, ATTN_BLOCK, v + common * dim * size,
-                    dim, dim, r->t + i * r->dim_pad, r->dim_pad, false);
+            product(c->dtype, same, more, p + i * LD_SCORES + common, LD_SCORES, v + common * dim * size, dim,
+                    dim, r->t + i * r->dim_pad, r->dim_pad, false);
     }
     for (int i = i0; i < r->n; i++) {
-        v16 shrink = v_set(r->shrink[i]);
+        v16 shrink = v_set(r->shrink[which][i]);
         for (int64_t j = 0; j < r->dim_pad; j += 16) {
             float *o = r->o + i * r->dim_pad + j;
             v_store(o, v_fma(v_load(o), shrink, v_load(r->t + i * r->dim_pad + j)));
         }
     }
+}
+
+// Two blocks go step by step beside each other: what they have to wait for overlaps.
+static void tile_blocks(const struct attention *a, const struct attn_seq *s, int64_t g, struct rows *r,
+                        int64_t block, int n_blocks)
+{
+    tile_scores(a, s, g, r, block, n_blocks);
+    for (int i = 0; i < n_blocks; i++)
+        softmax_step(r, block_rows(r, block + i), block + i, i, a->scale);
+    for (int i = 0; i < n_blocks; i++)
+        tile_values(a, s, g, r, block + i, i);
 }
 
 static void tile_rows(const struct attention *a, const struct attn_seq *s, int64_t g, int64_t tile,
@@ -165,8 +249,11 @@ static void tile_rows(const struct attention *a, const struct attn_seq *s, int64
             v_store(r.o + i * r.dim_pad + j, v_zero());
         }
     }
-    for (int64_t b = 0; b * ATTN_BLOCK <= r.pos[r.n - 1]; b++)
-        tile_block(a, s, g, &r, b);
+    int64_t blocks = r.pos[r.n - 1] / ATTN_BLOCK + 1;
+    for (int64_t b = 0, n; b < blocks; b += n) {
+        n = r.n <= FEW_ROWS && b + 1 < blocks ? 2 : 1;
+        tile_blocks(a, s, g, &r, b, (int)n);
+    }
     for (int i = 0; i < r.n; i++) {
         v16 l = v_set(r.l[i]);
         for (int64_t j = 0; j < dim; j += 16)
@@ -182,7 +269,7 @@ static void attention_units(void *ctx, int64_t begin, int64_t end, int thread)
     const struct attention *a = ctx;
     int64_t dim_pad = ceil_div(a->c->head_dim, TILE_WIDTH) * TILE_WIDTH;
     float *scratch =
-        scratch_get(a->d, thread, (size_t)(TILE_ROWS * (3 * dim_pad + ATTN_BLOCK)) * sizeof *scratch);
+        scratch_get(a->d, thread, (size_t)(TILE_ROWS * (3 * dim_pad + LD_SCORES)) * sizeof *scratch);
     int s = 0;
     for (int64_t u = begin; u < end; u++) {
         while (a->first[s + 1] <= u)
