@@ -504,7 +504,10 @@ void episodes_tick(struct orch *o)
     int n = 0;
     for (size_t i = 0; i < t->cap && n < 256; i++) {
         struct episode *ep = t->slots[i].key ? t->slots[i].value : NULL;
-        if (ep && ep->state == EP_PAUSED && (now >= ep->resume_ms || now >= ep->pause_deadline_ms))
+        // One whose canary is under way waits for its answer, whoever came up meanwhile: a second call would take the place of the
+        // first, which then ends in an episode that has gone on, or is gone.
+        if (ep && ep->state == EP_PAUSED && !ep->call &&
+            (now >= ep->resume_ms || now >= ep->pause_deadline_ms))
             due[n++] = ep->serial;
     }
     for (int i = 0; i < n && !o->failed; i++) {
