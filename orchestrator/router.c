@@ -337,6 +337,8 @@ static void job_add_tokens(struct job *j, const struct msg_tokens *t, int32_t sk
         j->spans[j->n_spans++] = s;
     }
     for (int32_t i = 0; i < t->n_kv; i++) {
+        if (t->kv[i].at_token < j->n_prefix + j->n)
+            continue; // came with tokens that are said again
         if (j->n_kv == j->cap_kv) {
             j->cap_kv = j->cap_kv ? j->cap_kv * 2 : 4;
             j->kv = mem_grow(j->kv, (size_t)j->cap_kv, sizeof *j->kv);
