@@ -10,6 +10,7 @@
 
 #include "base/buf.h"
 #include "base/file.h"
+#include "base/json.h"
 #include "base/mem.h"
 #include "proto/wire.h"
 #include "text/tokenizer.h"
@@ -58,6 +59,30 @@ enum status run_dir_copy(const char *from_dir, const char *to_dir, const char *n
     return rc;
 }
 
+// Every id that the tokenizer can give must be a row of the model's embedding: found here, not by an engine in mid-run.
+static enum status check_vocabulary(const struct run_config *c, const struct tokenizer *t, struct error *err)
+{
+    char path[RUNCONFIG_PATH + 64];
+    int64_t rows = c->model.vocab;
+    enum status rc;
+    if (c->model.path[0]) {
+        json_t *j;
+        if ((rc = file_join(path, sizeof path, c->model.path, "config.json", err)) ||
+            (rc = json_parse_file(path, 16 << 20, &j, err)))
+            return rc;
+        rc = json_get_int(j, "vocab_size", true, 0, 1, INT32_MAX, path, &rows, err);
+        json_decref(j);
+        if (rc)
+            return rc;
+    }
+    if (tokenizer_vocab_size(t) > rows)
+        return error_set(err, STATUS_INVALID, "the tokenizer has ids up to %d, the model only %lld rows: %s",
+                         (int)tokenizer_vocab_size(t) - 1, (long long)rows,
+                         c->model.path[0] ? "model.tokenizer belongs to another model"
+                                          : "raise model.vocab (0 fits it to the byte tokenizer)");
+    return STATUS_OK;
+}
+
 // RUN/tokenizer: the byte tokenizer with its specials, or the files of the model folder.
 static enum status write_tokenizer(const struct run_config *c, const char *dir, struct error *err)
 {
@@ -78,7 +103,8 @@ static enum status write_tokenizer(const struct run_config *c, const char *dir, 
         rc = tokenizer_open_bytes(specials, (size_t)c->model.n_specials, &t, err);
         if (rc)
             return error_prefix(err, "model.specials");
-        rc = tokenizer_save(t, dir, err);
+        rc = check_vocabulary(c, t, err);
+        rc = rc ? rc : tokenizer_save(t, dir, err);
         tokenizer_close(t);
         return rc;
     }
@@ -90,7 +116,10 @@ static enum status write_tokenizer(const struct run_config *c, const char *dir, 
     if ((rc =
              tokenizer_open(from, &t, err))) // refuse a tokenizer we cannot read now, not in the orchestrator
         return rc;
+    rc = check_vocabulary(c, t, err);
     tokenizer_close(t);
+    if (rc)
+        return rc;
     for (size_t i = 0; i < sizeof files / sizeof files[0]; i++)
         if ((rc = run_dir_copy(from, dir, files[i], err)))
             return rc;

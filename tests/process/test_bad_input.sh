@@ -80,6 +80,10 @@ model
 echo '{"version":"1.0","model":{"type":"Unigram","vocab":[]}}' >"$tmp/model/tokenizer.json"
 refused tokenizer 'tokenizer.json.*Unigram|Unigram.*tokenizer.json'
 no_run "$tmp/tokenizer"
+model
+jq '.specials += ["ONE-MORE"]' "$tmp/good/tokenizer.json" >"$tmp/model/tokenizer.json"
+refused vocabulary 'ids up to 264, the model only 264 rows'
+no_run "$tmp/vocabulary"
 rm -rf "$tmp/model"
 refused no-folder "$tmp/model"
 no_run "$tmp/no-folder"
