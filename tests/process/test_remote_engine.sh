@@ -18,7 +18,7 @@ engine_ends_well() {
 }
 
 say "the run listens"
-run_start run 'orchestrator.listen=tcp://127.0.0.1:*' stages.rl.steps=50 "tasks.fake.command=[$helpers/task_fake, good:250]"
+run_start run 'orchestrator.listen=tcp://127.0.0.1:*' stages.rl.steps=150 "tasks.fake.command=[$helpers/task_fake, good:250]"
 wait_for "the address" test -s "$run/orchestrator.listen"
 address=$(cat "$run/orchestrator.listen")
 [[ $address =~ ^tcp://127\.0\.0\.1:[0-9]+$ ]] || fail "no address: $address"
