@@ -27,7 +27,7 @@ void layer_forward(const struct block_run *r, const struct layer *y, float *x, f
 
 void embedding_forward(const struct weights *w, int64_t t, const int32_t *ids, float *y)
 {
-    w->d->k->embed(w->d, kv_dtype_for(w->dtype), w->embedding, w->c.hidden, t, ids, y);
+    w->d->k->embed(w->d, weights_embedding_dtype(w->dtype), w->embedding, w->c.hidden, t, ids, y);
 }
 
 void embedding_backward(const struct weights *w, int64_t t, const int32_t *ids, const float *dy, float *grads)

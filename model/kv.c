@@ -20,7 +20,7 @@ struct kv {
 
 enum dtype kv_dtype_for(enum dtype weights)
 {
-    return weights == DT_F32 ? DT_F32 : DT_BF16;
+    return weights == DT_BF16 ? DT_BF16 : DT_F32;
 }
 
 size_t kv_page_bytes(const struct model_config *c, enum dtype dtype, int32_t page_tokens)

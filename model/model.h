@@ -5,9 +5,9 @@
 //   batch     rows (tokens) of any number of sequences; a row's result depends only on its own sequence
 //   train     saved activations of one packed micro-batch and the gradient of everything
 //
-// Activations are f32 in memory. With weights of BF16 or FP8 every GEMM input is rounded to bf16 and
-// keys/values are stored as bf16; with F32 nothing is rounded. One thread owns a weights/kv/train object; the
-// device's pool works inside calls.
+// Activations are f32 in memory. With weights of BF16 or FP8 every GEMM input is rounded to bf16; with BF16 keys
+// and values are stored as bf16, with FP8 (whose weights cost enough precision) and F32 as f32. One thread owns a
+// weights/kv/train object; the device's pool works inside calls.
 #ifndef MODEL_MODEL_H
 #define MODEL_MODEL_H
 

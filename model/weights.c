@@ -119,7 +119,8 @@ static void bind_all(struct weights *w, struct binder *b)
 {
     static const char *const embedding[] = {"model.embed_tokens.weight"}, *const head[] = {"lm_head.weight"};
     w->embedding_param = weights_param(w, -1, embedding[0]);
-    w->embedding = binder_take(b, (size_t)(w->c.vocab * w->c.hidden) * dtype_bytes(kv_dtype_for(w->dtype)));
+    w->embedding =
+        binder_take(b, (size_t)(w->c.vocab * w->c.hidden) * dtype_bytes(weights_embedding_dtype(w->dtype)));
     for (int32_t i = 0; i < w->c.n_layers; i++)
         for (int32_t k = 0; k < w->layers[i].n_blocks; k++)
             w->layers[i].blocks[k]->bind(b, &w->c, i, w->layers[i].weights[k]);
@@ -297,7 +298,7 @@ static void weights_fill(struct weights *w, const struct source *s)
     if (w->dtype != DT_F32 && s->master)
         w->d->k->to_bf16(w->d, n, s->master + e->offset, w->embedding);
     else
-        memcpy(w->embedding, source_values(s, e), (size_t)n * dtype_bytes(kv_dtype_for(w->dtype)));
+        memcpy(w->embedding, source_values(s, e), (size_t)n * dtype_bytes(weights_embedding_dtype(w->dtype)));
     for (int32_t i = 0; i < w->n_vectors; i++)
         vector_fill(w, s, w->vectors[i].param, w->vectors[i].data);
     for (int32_t i = 0; i < w->n_linears; i++)

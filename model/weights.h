@@ -47,6 +47,12 @@ struct layer {
     int32_t n_blocks;
 };
 
+// What is not converted to FP8 is kept as bf16 beside it.
+static inline enum dtype weights_embedding_dtype(enum dtype weights)
+{
+    return weights == DT_F32 ? DT_F32 : DT_BF16;
+}
+
 struct weights {
     struct device *d;
     struct model_config c;
