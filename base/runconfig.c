@@ -55,6 +55,7 @@ static const char *const zero_variances[] = {"keep", "drop", NULL};
 static const char *const on_stales[] = {"wait", "drop", NULL};
 static const char *const stage_kinds[] = {"sft", "rl", NULL};
 static const char *const kv_on_refits[] = {"keep", "recompute", NULL};
+static const char *const numerics[] = {"strict", "relaxed", NULL};
 static const char *const archs[] = {"", "llama", "qwen2", "qwen3", NULL};
 static const char *const templates[] = {"auto", "chatml", "llama3", "qwen", "glm", "tiny", NULL};
 static const char *const isas[] = {"auto", "ref", "avx2", "avx512", "avx512bf16", NULL};
@@ -228,6 +229,18 @@ static const struct config_field run_fields[] = {
     REAL(eval.temperature, 0, 100, 0, "1", "Sampling temperature of evaluations; 0 = greedy."),
     BOOL(eval.at_start, "true", "Evaluate the initial weights too."),
     BOOL(eval.only, "false", "Evaluate the initial weights, with the limits of the first rl stage, and end."),
+    INT(check.every, 0, BILLION, "20",
+        "Steps of an rl stage between two parity checks, which score stored trajectories again under the "
+        "weights that "
+        "sampled them, from the stage's first step on; 0 = none, not at the start of the run either."),
+    REAL(check.share, 0, 1, CONFIG_ABOVE_MIN, "0.25",
+         "Share of a checked step's trajectories that is scored again, chosen by the run's seed."),
+    ENUM(check.numerics, numerics, "strict",
+         "`strict`: every process computes the same bits (one build, one class of kernels), and a check that "
+         "finds any "
+         "difference stops the run; `relaxed`: processes may differ, differences up to `check.band` pass."),
+    REAL(check.band, 0, 100, 0, "0.05",
+         "relaxed: largest difference of a token's logprob, in nats, that a check lets pass."),
     TEXT(orchestrator.listen, 0, "",
          "Further address, for engines of other hosts, with CURVE keys of `ooze keys`: `tcp://0.0.0.0:5555`; "
          "port "

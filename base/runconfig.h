@@ -30,6 +30,7 @@ enum run_on_stale { RUN_STALE_WAIT, RUN_STALE_DROP };
 enum run_stage_kind { RUN_STAGE_SFT, RUN_STAGE_RL };
 enum run_kv_on_refit { RUN_KV_KEEP, RUN_KV_RECOMPUTE };
 enum run_denominator { RUN_DENOM_ALL, RUN_DENOM_KEPT };
+enum run_numerics { RUN_NUMERICS_STRICT, RUN_NUMERICS_RELAXED };
 enum run_old_logprob {
     RUN_OLD_RECOMPUTE,
     RUN_OLD_ROLLOUT
@@ -142,6 +143,12 @@ struct run_config {
         bool at_start;
         bool only; // evaluate the initial weights and end
     } eval;
+    struct {              // the drift gate: stored trajectories scored again under their recorded weights
+        int64_t every;    // steps of an rl stage between two checks; 0 = none
+        double share;     // of a checked step's trajectories
+        int64_t numerics; // enum run_numerics
+        double band;      // relaxed: largest difference of a logprob that is let pass
+    } check;
     struct {
         char
             listen[RUNCONFIG_NAME]; // "" = ipc only; "tcp://0.0.0.0:5555" adds a CURVE socket for other hosts

@@ -91,6 +91,8 @@ static void test_defaults(void **state)
     assert_int_equal(s->aggregation, RUN_AGG_TOKEN_MEAN);
     assert_true(s->eps_low == 0.2 && s->eps_high == 0.28 && s->beta == 2);
     assert_int_equal(c->trainer.keep_weights, s->max_lag + 2);
+    assert_true(c->check.every == 20 && c->check.share == 0.25 && c->check.band == 0.05);
+    assert_int_equal(c->check.numerics, RUN_NUMERICS_STRICT);
     char expected[600], real[256];
     assert_non_null(realpath(dir, real));
     snprintf(expected, sizeof(expected), "%s/./task-sort", real);
@@ -216,6 +218,8 @@ static void test_rules(void **state)
     refuse(MODEL TASK RL, "stages.rl.updates_per_batch=0", "out of range");
     refuse(MODEL TASK RL, "stages.rl.max_context=5000", "model.max_position 4096");
     refuse(MODEL TASK RL, "trainer.micro_batch_tokens=64", "do not fit trainer.micro_batch_tokens 64");
+    refuse(MODEL TASK RL, "check.share=0", "check.share");
+    refuse(MODEL TASK RL, "check.numerics=loose", "strict");
     refuse(MODEL TASK RL, "rollout.kv_tokens=1024", "rollout.kv_tokens 1024");
     refuse(MODEL TASK RL, "rollout.page_tokens=48", "power of two");
     refuse(MODEL TASK RL, "rollout.prefill_chunk=1000", "max_batch_tokens");
