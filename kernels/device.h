@@ -3,11 +3,14 @@
 #ifndef KERNELS_DEVICE_H
 #define KERNELS_DEVICE_H
 
+#include <stdint.h>
+
 #include "base/pool.h"
 #include "base/status.h"
 #include "kernels/dtype.h"
 
 struct kernels;
+struct observer;
 
 // Kernel classes of the CPU in ascending order. Within one class every op has one fixed order of operations
 // for every shape (contract 3); ISA_REF, ISA_AVX2 and ISA_AVX512 compute the same bits, later classes have
@@ -21,6 +24,10 @@ struct device {
     char name[64];         // "cpu:avx512, 2 threads"
     char numerics_id[128]; // ISA class + kernel constants + build: equal ids compute equal bits
     void *scratch;         // private to the kernels (per-thread packing buffers)
+    // observe.h
+    const struct observer *observer; // NULL = nobody watches
+    int32_t mark_layer;              // where the model is
+    const char *mark_block;
 };
 
 // isa_name: "auto" | "ref" | "avx2" | "avx512" | "avx512bf16" | "amx": the highest class to use; one the

@@ -10,7 +10,8 @@ struct scratch_buf {
 };
 
 struct scratch {
-    struct kernels table;
+    struct kernels table;    // the device's ops
+    struct kernels observed; // the same with an observer around each (observe.c)
     struct scratch_buf shared, *thread;
     int n_threads;
 };
