@@ -31,6 +31,10 @@
 #define MSG_STOP_IDS   32
 #define MSG_CHUNK      (4u << 20)
 #define MSG_JSON       (16u << 20)
+#define MSG_CHECK_KV   (1 << 18) // kv events of one check
+#define MSG_WEIGHTS    1024      // versions that one check may name
+#define MSG_TRACE_IDS  4096      // tokens of a trace
+#define MSG_TRACE_OPS  (1 << 15)
 
 enum msg_type {
     MSG_NONE,
@@ -52,6 +56,10 @@ enum msg_type {
     MSG_CHUNK_DATA,    // "CHUNK"
     MSG_QUERY,         // CLI → orchestrator
     MSG_REPLY,         // orchestrator → CLI
+    MSG_CHECK,         // orchestrator → trainer
+    MSG_CHECK_DONE,    // trainer → orchestrator
+    MSG_TRACE,         // orchestrator → trainer or engine
+    MSG_TRACE_DONE,    // and back
 };
 
 enum msg_role { ROLE_ENGINE = 1, ROLE_TRAINER = 2, ROLE_CLI = 3 };
@@ -278,6 +286,93 @@ struct msg_reply {
     const char *json; // JSON object, or {"error": "…"}
 };
 
+// One stored segment to be rescored (contract 3).
+struct msg_check_segment {
+    uint64_t trajectory;
+    uint32_t attempt, segment;
+    int32_t n_tokens; // >= 1
+    int32_t n_kv;     // of the check's kv events, in order: as recorded, those of an earlier response first
+};
+
+// Weights of a version as published; path "" or a file that is gone: segments that need it are skipped and counted.
+struct msg_weights {
+    int64_t version;
+    const char *path;
+    const char *hash;
+};
+
+struct msg_check {
+    int64_t epoch; // fencing epoch of the trainer it is meant for
+    uint64_t id;   // answered by CHECK_DONE
+    int64_t step;  // whose members these were; for the log
+    int32_t n_segments;
+    const struct msg_check_segment *segments;
+    int32_t n_weights; // versions ascending
+    const struct msg_weights *weights;
+    int32_t n_kv; // sum of the segments' n_kv
+    const struct msg_kv *kv;
+    int64_t n_tokens;   // sum of the segments' n_tokens; the arrays are concatenated in order of the segments
+    const int32_t *ids; // [n_tokens]
+    const uint8_t *mask;       // [n_tokens] 1 = sampled: compared
+    const float *logprobs;     // [n_tokens] as recorded, 0 where mask is 0
+    const int32_t *versions;   // [n_tokens] -1 where mask is 0
+    const float *temperatures; // [n_tokens] 1 where mask is 0
+};
+
+struct msg_check_done {
+    int64_t epoch;
+    uint64_t id;
+    int32_t compared,
+        skipped;      // segments; skipped: weights that are gone, or a history that cannot be replayed
+    int32_t crossing; // of those compared: two versions or more among sampled tokens or the keys they read
+    int64_t tokens;   // compared
+    int64_t tokens_skipped; // sampled tokens of the skipped segments
+    double max_abs_diff;    // of recorded and rescored log-probabilities; 0 = not one bit
+    // The first token outside 0, in the check's order. differs false: there is none and the fields are 0.
+    bool differs;
+    uint64_t trajectory;
+    uint32_t attempt, segment;
+    int32_t position; // in the segment
+    int64_t version;  // that sampled it
+    float recorded, rescored;
+    const char *error; // the check could not be made; "" = it was
+};
+
+// Runs the forward pass over ids from position 0 and digests what every op computes. An engine does it with the weights in use
+// and refuses when they are not `version`; a trainer with the file named.
+struct msg_trace {
+    int64_t epoch; // trainer: its fencing epoch; engines: 0
+    uint64_t id;   // answered by TRACE_DONE
+    int64_t version;
+    const char *path, *hash; // trainer: the published weights; engine: ""
+    int32_t n_ids;           // 2 to MSG_TRACE_IDS
+    const int32_t *ids;      // [n_ids]
+};
+
+struct msg_trace_op {
+    int32_t layer;     // -1 = embedding, number of layers = final norm and head
+    int32_t nth;       // how many ops of that name the block ran before
+    const char *block; // "embedding", "attention", "mlp", "head", …
+    const char *op;    // "gemm", "rope", …
+};
+
+struct msg_trace_done {
+    int64_t epoch;
+    uint64_t id;
+    int64_t version;
+    bool ok; // false: no trace, `error` says why, the counts are 0
+    const char *error;
+    int32_t n_ops; // in order of execution
+    const struct msg_trace_op *ops;
+    const uint64_t *digests; // [n_ops] of the rows the op has written
+    int32_t n_logprobs;      // the trace's n_ids
+    const float *logprobs;   // [n_logprobs] of each id after those before it, temperature 1; the first is 0
+};
+
+// Where two traces part: index into a->ops of the first op that both have and whose digests differ; -1 = nowhere. Ops that only
+// one of them has (the trainer keeps more than the engine) are passed over.
+int32_t msg_trace_compare(const struct msg_trace_done *a, const struct msg_trace_done *b);
+
 struct msg {
     enum msg_type type;
     union {
@@ -298,6 +393,10 @@ struct msg {
         struct msg_chunk_data chunk_data;
         struct msg_query query;
         struct msg_reply reply;
+        struct msg_check check;
+        struct msg_check_done check_done;
+        struct msg_trace trace;
+        struct msg_trace_done trace_done;
     };
 };
 
