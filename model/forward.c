@@ -4,6 +4,7 @@
 
 #include <assert.h>
 
+#include "kernels/observe.h"
 #include "model/array.h"
 #include "model/kv.h"
 
@@ -20,6 +21,7 @@ void layer_forward(const struct block_run *r, const struct layer *y, float *x, f
     struct block_run run = *r;
     for (int32_t i = 0; i < y->n_blocks; i++) {
         run.want_output = r->want_output || i + 1 < y->n_blocks;
+        device_mark(r->d, r->d->mark_layer, y->blocks[i]->name);
         y->blocks[i]->forward(&run, y->weights[i], x, saved, scratch);
         saved += y->blocks[i]->saved(r->c, r->t);
     }
@@ -27,17 +29,20 @@ void layer_forward(const struct block_run *r, const struct layer *y, float *x, f
 
 void embedding_forward(const struct weights *w, int64_t t, const int32_t *ids, float *y)
 {
+    device_mark(w->d, -1, "embedding");
     w->d->k->embed(w->d, weights_embedding_dtype(w->dtype), w->embedding, w->c.hidden, t, ids, y);
 }
 
 void embedding_backward(const struct weights *w, int64_t t, const int32_t *ids, const float *dy, float *grads)
 {
+    device_mark(w->d, -1, "embedding");
     w->d->k->embed_grad(w->d, w->c.hidden, t, ids, dy, grads + w->embedding_param->offset);
 }
 
 void final_norm_forward(const struct weights *w, int64_t t, const float *x, float *hidden)
 {
     int64_t C = w->c.hidden;
+    device_mark(w->d, (int32_t)w->c.n_layers, "head");
     w->d->k->rmsnorm(w->d, t, C, x, C, w->final_norm, w->c.rms_eps, hidden, C, NULL);
 }
 
@@ -96,8 +101,10 @@ enum status model_forward(const struct weights *w, struct kv *kv, const struct b
     for (int32_t i = 0; i < w->c.n_layers; i++) {
         const struct layer *y = &w->layers[i];
         r.cache = kv_layer(kv, i);
-        for (int32_t k = 0; k < y->n_blocks; k++)
+        for (int32_t k = 0; k < y->n_blocks; k++) {
+            device_mark(w->d, i, y->blocks[k]->name);
             y->blocks[k]->forward(&r, y->weights[k], hidden, saved, scratch);
+        }
     }
     final_norm_forward(w, b->n_rows, hidden, hidden);
     return STATUS_OK;
@@ -105,5 +112,6 @@ enum status model_forward(const struct weights *w, struct kv *kv, const struct b
 
 void model_logits(const struct weights *w, int32_t rows, const float *hidden, float *logits)
 {
+    device_mark(w->d, (int32_t)w->c.n_layers, "head");
     linear_forward(w->d, &w->head, rows, hidden, w->c.hidden, false, logits, w->c.vocab);
 }

@@ -3,6 +3,7 @@
 // computes the logits again, except those that are still in the buffer. Thread: the owner of the train object.
 #include <assert.h>
 
+#include "kernels/observe.h"
 #include "model/array.h"
 #include "model/train.h"
 
@@ -78,6 +79,7 @@ void train_head_backward(struct train *t, const struct weights *w, const float *
     struct train_head *h = &t->head;
     int64_t C = t->c.hidden, V = t->c.vocab;
     assert(!dentropy || h->have_entropy);
+    device_mark(t->d, (int32_t)t->c.n_layers, "head");
     for (int32_t i = 0; i < h->n; i++) {
         h->dlogprob[i] = dlogprob[h->rows[i]];
         h->dentropy[i] = dentropy ? dentropy[h->rows[i]] : 0;

@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "base/mem.h"
+#include "kernels/observe.h"
 #include "model/arch/arch.h"
 #include "model/array.h"
 
@@ -190,6 +191,7 @@ void train_forward(struct train *t, const struct weights *w, const struct batch 
     for (int32_t i = 0; i < t->c.n_layers; i++) {
         if (t->recompute)
             array_copy(layer_input(t, i), t->x, t->n_rows * t->c.hidden);
+        device_mark(t->d, i, "");
         layer_forward(&r, &w->layers[i], t->x, layer_saved(t, i), t->scratch);
     }
     final_norm_forward(w, t->n_rows, t->x, t->hidden);
@@ -202,6 +204,7 @@ static void layer_backward(struct train *t, const struct weights *w, int32_t lay
     const struct layer *y = &w->layers[layer];
     struct block_run r = run_of(t, w);
     float *saved = layer_saved(t, layer);
+    device_mark(t->d, layer, "");
     if (t->recompute) {
         r.want_output = false;
         layer_forward(&r, y, layer_input(t, layer), saved, t->scratch);
@@ -209,6 +212,7 @@ static void layer_backward(struct train *t, const struct weights *w, int32_t lay
     saved += layer_saved_floats(y, &t->c, t->n_rows);
     for (int32_t i = y->n_blocks - 1; i >= 0; i--) {
         saved -= y->blocks[i]->saved(&t->c, t->n_rows);
+        device_mark(t->d, layer, y->blocks[i]->name);
         y->blocks[i]->backward(&r, y->weights[i], saved, t->scratch, dx, grads);
     }
 }

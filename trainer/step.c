@@ -13,6 +13,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "kernels/observe.h"
 #include "trainer/aggregate.h"
 #include "trainer/packing.h"
 #include "trainer/prepared.h"
@@ -259,6 +260,7 @@ static enum status run_update(struct work *w, int32_t u, bool reset, struct erro
     enum status rc = update_gradient(w, u, &loss, err);
     if (rc)
         return rc;
+    device_mark(t->device, -1, "optimizer");
     double norm = optimizer_grad_norm(t->device, &t->layout, t->grads);
     double scale = optimizer_clip_scale(norm, w->stage->optimizer.clip_grad_norm);
     if (!isfinite(norm))
