@@ -5,7 +5,7 @@
 #   tests/process/test_X.c     -> process_X       (starts the real programs; BIN_DIR in its environment)
 #   tests/process/task_X.c     -> program task_X in BUILD/tests, a task service for the scripts
 #   tests/process/*.sh, tests/lint/*.sh -> run as they are
-#   tests/bench/bench_X.c      -> bench_X, never run by ctest
+#   tests/bench/bench_X.c      -> bench_X, never run by ctest; other sources there are shared by all of them
 #   tests/fuzz/fuzz_X.c        -> fuzz_X with libFuzzer (OOZE_FUZZ); otherwise replays tests/fuzz/corpus/X
 # Exit code 77 is a counted skip.
 pkg_check_modules(CMOCKA IMPORTED_TARGET cmocka)
@@ -64,11 +64,15 @@ foreach(service ${services})
   target_link_libraries(${stem} PRIVATE ooze_net ooze_base)
 endforeach()
 file(GLOB benches CONFIGURE_DEPENDS ${CMAKE_SOURCE_DIR}/tests/bench/bench_*.c)
+file(GLOB shared_by_benches CONFIGURE_DEPENDS ${CMAKE_SOURCE_DIR}/tests/bench/*.c)
+list(REMOVE_ITEM shared_by_benches ${benches})
+add_library(ooze_bench STATIC ${shared_by_benches})
+target_link_libraries(ooze_bench PUBLIC ooze_trainer ooze_rollout ooze_model ooze_kernels)
 foreach(bench ${benches})
   get_filename_component(stem ${bench} NAME_WE)
   add_executable(${stem} ${bench})
   set_target_properties(${stem} PROPERTIES RUNTIME_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/tests)
-  target_link_libraries(${stem} PRIVATE ooze_trainer ooze_rollout ooze_model ooze_kernels)
+  target_link_libraries(${stem} PRIVATE ooze_bench)
 endforeach()
 file(GLOB fuzzers CONFIGURE_DEPENDS ${CMAKE_SOURCE_DIR}/tests/fuzz/fuzz_*.c)
 foreach(fuzzer ${fuzzers})
