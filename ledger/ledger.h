@@ -224,6 +224,12 @@ struct ledger_weights {
 enum status ledger_step_commit(struct ledger *l, int64_t step, bool applied, const char *reason,
                                const struct ledger_weights *w, const char *metrics_json,
                                struct error *err) OOZE_MUST_USE;
+// Where the file of a version was written last. STATUS_NOTFOUND when the version is unknown or was never published.
+struct ledger_weights_file {
+    char path[1024], hash[HASH_HEX];
+};
+enum status ledger_weights_read(struct ledger *l, int64_t version, struct ledger_weights_file *ret,
+                                struct error *err) OOZE_MUST_USE;
 // Version 0, or an earlier version published again at another path. Other hash for a known version:
 // STATUS_CORRUPT.
 enum status ledger_weights_set(struct ledger *l, const struct ledger_weights *w,
@@ -252,6 +258,47 @@ struct ledger_eval {
 };
 enum status ledger_eval_add(struct ledger *l, const struct ledger_eval *e, struct error *err) OOZE_MUST_USE;
 
+// ---- parity: stored trajectories scored again under their recorded weights (architecture.md, contract 3)
+
+enum parity_kind {
+    PARITY_STEP,   // trajectories of a step, after its commit
+    PARITY_RESUME, // the same of the last step, when a run goes on
+    PARITY_PROBE,  // one random sequence, op by op, by the trainer and an engine
+};
+const char *parity_kind_name(enum parity_kind k);
+
+struct ledger_parity {
+    enum parity_kind kind;
+    int64_t step;              // whose trajectories; a probe: steps committed when it was made
+    int64_t version;           // a probe's; else -1
+    const char *peer;          // a probe: the engine; else ""
+    int64_t segments, skipped; // scored again; left out since a file of their weights is gone
+    int64_t crossing;          // of the scored ones, those with more than one version in tokens or KV history
+    int64_t tokens;            // sampled tokens compared
+    int64_t ops;               // a probe: ops whose outputs were compared
+    double max_abs_diff, gate; // of a logprob, in nats; NAN = nothing was compared
+    bool ok;                   // max_abs_diff <= gate (a probe under a gate of 0: every digest is equal)
+    int64_t trajectory;        // first token outside the gate, -1 = none; then the rest is void
+    int32_t attempt, segment, position; // position within the segment
+    double recorded, rescored;
+    const char *detail; // what the two parted in, or why nothing was compared; ""
+};
+enum status ledger_parity_add(struct ledger *l, const struct ledger_parity *p,
+                              struct error *err) OOZE_MUST_USE;
+
+struct ledger_parity_totals {
+    int64_t checks, probes, failed; // rows: of trajectories, of probes, of either not ok
+    int64_t segments, skipped, crossing;
+    int64_t tokens;         // sampled tokens scored again; of a step that was checked twice, once
+    int64_t tokens_trained; // sampled tokens trained on so far
+    double max_abs_diff;    // largest of all, 0 without any
+};
+enum status ledger_parity_totals_read(struct ledger *l, struct ledger_parity_totals *ret,
+                                      struct error *err) OOZE_MUST_USE;
+// Sampled tokens of the step's units that were trained.
+enum status ledger_step_trained_tokens(struct ledger *l, int64_t step, int64_t *ret,
+                                       struct error *err) OOZE_MUST_USE;
+
 // ---- recovery: what the orchestrator reads when it starts
 // ---------------------------------------------------------------------
 
@@ -278,6 +325,8 @@ struct ledger_sequence { // one member with its tokens
     const float *logprobs;     // 0 where mask is 0
     const int32_t *versions;   // -1 where mask is 0 or SFT
     const float *temperatures; // 1 where mask is 0 or SFT
+    const void *kv;            // kv_events of its pieces, one behind the other, as they were stored
+    int32_t kv_bytes;
 };
 struct ledger_step_full {
     struct ledger_step step;

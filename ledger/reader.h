@@ -14,8 +14,9 @@ enum status ledger_open_readonly(const char *run_dir, struct ledger **ret, struc
 // invariants of every stored unit; the lag bound token by token (against each stage's max_lag,
 // max_lag[n_stages]); step chain without gaps; weights row per applied step; hashes of weights files that are
 // still there (check_files). ret: {ok, violations:[{rule, trajectory?, attempt?, step?, text}], issued,
-// trained, dropped:{reason:n}, in_flight, max_lag_seen, steps, weights_checked}. At most 1000 violations are
-// listed.
+// trained, dropped:{reason:n}, in_flight, max_lag_seen, steps, weights_checked, parity:{checks, probes,
+// failed, segments, skipped, refit_crossings, tokens, coverage, max_abs_diff}}. A parity check that failed is a
+// violation. At most 1000 violations are listed.
 enum status ledger_audit(struct ledger *l, const int64_t *max_lag, int32_t n_stages, bool check_files,
                          json_t **ret, struct error *err) OOZE_MUST_USE;
 
@@ -30,6 +31,10 @@ enum status ledger_show_unit(struct ledger *l, int64_t trajectory, int32_t attem
 // Committed steps' metrics, newest last: [{step, stage, applied, hash, metrics:{}}], at most limit.
 enum status ledger_step_metrics(struct ledger *l, int32_t limit, json_t **ret,
                                 struct error *err) OOZE_MUST_USE;
+// Parity checks, newest last: [{kind, step, version, peer, segments, skipped, crossing, tokens, ops, max_abs_diff, gate, ok,
+// trajectory, attempt, segment, position, recorded, rescored, detail, checked_ms}], at most limit.
+enum status ledger_parity_list(struct ledger *l, int32_t limit, json_t **ret,
+                               struct error *err) OOZE_MUST_USE;
 // Rewards of the last `limit` scored units per task: {task:{mean, last, n, series:[…]}}
 enum status ledger_rewards(struct ledger *l, int32_t limit, json_t **ret, struct error *err) OOZE_MUST_USE;
 // Listing for `ooze show RUN`: newest `limit` units as an array of small objects.

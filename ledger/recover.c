@@ -125,7 +125,7 @@ struct join {
     struct arena *arena;
     int32_t n_segments;
     struct ledger_sequence *seqs; // [n_segments]
-    int32_t *filled;
+    int32_t *filled, *kv_filled;
 };
 
 static enum status join_count(void *ctx, const struct ledger_piece *p, struct error *err)
@@ -144,6 +144,7 @@ static enum status join_size(void *ctx, const struct ledger_piece *p, struct err
     (void)err;
     struct join *j = ctx;
     j->seqs[p->segment].n += p->n;
+    j->seqs[p->segment].kv_bytes += p->kv_bytes;
     return STATUS_OK;
 }
 
@@ -173,6 +174,10 @@ static enum status join_copy(void *ctx, const struct ledger_piece *p, struct err
         for (int32_t i = span->start; i < span->end; i++)
             ((int32_t *)s->versions)[at + i] = (int32_t)span->version;
     }
+    if (p->kv_bytes > 0) {
+        memcpy((char *)s->kv + j->kv_filled[p->segment], p->kv, (size_t)p->kv_bytes);
+        j->kv_filled[p->segment] += p->kv_bytes;
+    }
     j->filled[p->segment] = at + p->n;
     return STATUS_OK;
 }
@@ -185,7 +190,9 @@ static enum status sequence_alloc(struct arena *a, struct ledger_sequence *s, st
     s->logprobs = arena_alloc(a, n * 4);
     s->versions = arena_alloc(a, n * 4);
     s->temperatures = arena_alloc(a, n * 4);
-    if (!s->ids || !s->mask || !s->logprobs || !s->versions || !s->temperatures)
+    s->kv = s->kv_bytes > 0 ? arena_alloc(a, (size_t)s->kv_bytes) : NULL;
+    if (!s->ids || !s->mask || !s->logprobs || !s->versions || !s->temperatures ||
+        (s->kv_bytes > 0 && !s->kv))
         return error_set(err, STATUS_NOMEM, "no memory for a sequence of %d tokens", s->n);
     return STATUS_OK;
 }
@@ -198,7 +205,8 @@ enum status ledger_unit_tokens(struct ledger *l, int64_t trajectory, int32_t att
     if (rc)
         return rc;
     j.seqs = arena_zalloc(arena, (size_t)(j.n_segments ? j.n_segments : 1) * sizeof *j.seqs);
-    j.filled = arena_zalloc(arena, (size_t)(j.n_segments ? j.n_segments : 1) * sizeof *j.filled);
+    j.filled = arena_zalloc(arena, (size_t)(j.n_segments ? j.n_segments : 1) * 2 * sizeof *j.filled);
+    j.kv_filled = j.filled ? j.filled + (j.n_segments ? j.n_segments : 1) : NULL;
     if (!j.seqs || !j.filled)
         return error_set(err, STATUS_NOMEM, "no memory for %d segments", j.n_segments);
     if ((rc = ledger_pieces(l, trajectory, attempt, join_size, &j, err)))

@@ -53,4 +53,12 @@ const char *const ledger_schema =
     "CREATE TABLE IF NOT EXISTS eval(label TEXT NOT NULL, version INTEGER NOT NULL, stage INTEGER NOT NULL, "
     "task INTEGER NOT NULL,"
     " prompt_index INTEGER NOT NULL, sample INTEGER NOT NULL, reward REAL NOT NULL, success INTEGER NOT NULL,"
-    " n_tokens INTEGER NOT NULL, PRIMARY KEY(label, task, prompt_index, sample)) WITHOUT ROWID;";
+    " n_tokens INTEGER NOT NULL, PRIMARY KEY(label, task, prompt_index, sample)) WITHOUT ROWID;"
+    "CREATE TABLE IF NOT EXISTS parity_check(id INTEGER PRIMARY KEY, kind INTEGER NOT NULL, step INTEGER NOT "
+    "NULL, version INTEGER,"
+    " peer TEXT NOT NULL, segments INTEGER NOT NULL, skipped INTEGER NOT NULL, crossing INTEGER NOT NULL,"
+    " tokens INTEGER NOT NULL, ops INTEGER NOT NULL, max_abs_diff REAL, gate REAL NOT NULL, ok INTEGER NOT "
+    "NULL, trajectory INTEGER,"
+    " attempt INTEGER, segment INTEGER, position INTEGER, recorded REAL, rescored REAL, detail TEXT NOT "
+    "NULL,"
+    " checked_ms INTEGER NOT NULL);";

@@ -227,6 +227,37 @@ enum status ledger_list_units(struct ledger *l, int32_t limit, json_t **ret, str
     return collect_reversed(l, st, polish_unit, ret, err);
 }
 
+static void polish_parity(json_t *o)
+{
+    json_object_set_new(
+        o, "kind",
+        json_string(parity_kind_name((enum parity_kind)json_integer_value(json_object_get(o, "kind")))));
+    json_object_set_new(o, "ok", json_boolean(json_integer_value(json_object_get(o, "ok"))));
+}
+
+enum status ledger_parity_list(struct ledger *l, int32_t limit, json_t **ret, struct error *err)
+{
+    sqlite3_stmt *st;
+    int64_t tables;
+    enum status rc =
+        db_int(l, err, 0, &tables, "SELECT COUNT(*) FROM sqlite_master WHERE name='parity_check'", "");
+    if (rc)
+        return rc;
+    if (!tables) { // an older build's ledger
+        *ret = json_array();
+        return STATUS_OK;
+    }
+    if ((rc = db_prepare(
+             l,
+             "SELECT kind, step, version, peer, segments, skipped, crossing, tokens, ops, max_abs_diff,"
+             " gate, ok, trajectory, attempt, segment, position, recorded, rescored, detail, checked_ms"
+             " FROM parity_check ORDER BY id DESC LIMIT ?1",
+             &st, err)))
+        return rc;
+    db_bind(st, "i", (int64_t)limit);
+    return collect_reversed(l, st, polish_parity, ret, err);
+}
+
 enum status ledger_rewards(struct ledger *l, int32_t limit, json_t **ret, struct error *err)
 {
     sqlite3_stmt *st;

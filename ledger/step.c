@@ -1,5 +1,6 @@
 // Steps: PREPARE and COMMIT of contract 1, weights, checkpoints, evaluations.
 #include <math.h>
+#include <stdio.h>
 #include <string.h>
 
 #include "ledger/db.h"
@@ -97,6 +98,25 @@ enum status ledger_weights_set(struct ledger *l, const struct ledger_weights *w,
                    "INSERT INTO weights VALUES(?1,?2,?3,?4,?5) ON CONFLICT(version) DO UPDATE SET"
                    " path=CASE WHEN ?3='' THEN path ELSE ?3 END, bytes=MAX(bytes,?4)",
                    "ittii", w->version, w->hash, w->path, w->bytes, clock_wall_ms(l->clock));
+}
+
+enum status ledger_weights_read(struct ledger *l, int64_t version, struct ledger_weights_file *ret,
+                                struct error *err)
+{
+    sqlite3_stmt *st;
+    bool row;
+    enum status rc = db_prepare(l, "SELECT path, hash FROM weights WHERE version=?1 AND path<>''", &st, err);
+    if (rc)
+        return rc;
+    db_bind(st, "i", version);
+    if ((rc = db_step(l, st, &row, err)))
+        return rc;
+    if (!row)
+        return error_set(err, STATUS_NOTFOUND, "weights %lld were never published", (long long)version);
+    snprintf(ret->path, sizeof ret->path, "%s", (const char *)sqlite3_column_text(st, 0));
+    snprintf(ret->hash, sizeof ret->hash, "%s", (const char *)sqlite3_column_text(st, 1));
+    sqlite3_reset(st);
+    return STATUS_OK;
 }
 
 enum status ledger_step_commit(struct ledger *l, int64_t step, bool applied, const char *reason,
