@@ -94,7 +94,7 @@ static void reset_signals(void)
 // Never returns; an error number goes through fail_fd, which a successful exec closes.
 static void become(const struct loop_child_spec *spec, char **env, pid_t parent, int out_fd, int fail_fd)
 {
-    int null_fd;
+    int in_fd;
     fail_fd = fcntl(fail_fd, F_DUPFD_CLOEXEC, 10); // out of the way of 0 to 3
     out_fd = out_fd < 0 ? -1 : fcntl(out_fd, F_DUPFD_CLOEXEC, 10);
     setpgid(0, 0);
@@ -105,11 +105,11 @@ static void become(const struct loop_child_spec *spec, char **env, pid_t parent,
     if (getppid() != parent) {
         _exit(127); // it died before we could ask for the signal
     }
-    null_fd = open("/dev/null", O_RDONLY);
-    if (null_fd < 0 || dup2(null_fd, 0) < 0) {
+    in_fd = spec->in_fd > 0 ? spec->in_fd : open("/dev/null", O_RDONLY);
+    if (in_fd < 0 || dup2(in_fd, 0) < 0) {
         goto fail;
     }
-    if (out_fd >= 0 && (dup2(out_fd, 1) < 0 || dup2(out_fd, 2) < 0)) {
+    if (out_fd >= 0 && (dup2(out_fd, 1) < 0 || (!spec->out_only && dup2(out_fd, 2) < 0))) {
         goto fail;
     }
     if (dup2(fail_fd, 3) < 0) {

@@ -92,13 +92,15 @@ struct loop_child_spec {
     const char *out_path;    // stdout and stderr are appended to this file (0600); NULL = inherited
     void (*on_output)(void *ctx, const char *data,
                       size_t n); // or, instead: called with what the child prints
+    bool out_only;               // on_output gets stdout only; stderr is inherited
+    int in_fd;                   // what the child reads as stdin; stays the caller's. 0 = /dev/null
     // Once, after the last on_output. exit_code is -1 when a signal (then in term_signal, else 0) ended the
     // child.
     void (*on_exit)(void *ctx, int exit_code, int term_signal);
     void *ctx;
 };
 struct loop_child;
-// A child leads its own process group, has /dev/null as stdin and no other descriptor of ours, gets SIGTERM
+// A child leads its own process group, has /dev/null or in_fd as stdin and no other descriptor of ours, gets SIGTERM
 // when our thread dies, and takes what is left of its group with it when it ends. A program that cannot be
 // started is an error here, not an exit code.
 enum status loop_child_open(struct loop *l, const struct loop_child_spec *spec, struct loop_child **ret_child,

@@ -85,6 +85,32 @@ static void test_output_and_exit(void **state)
     finish(&w);
 }
 
+// A descriptor of ours as its stdin; what it says on stderr does not come with its output.
+static void test_input(void **state)
+{
+    (void)state;
+    struct watch w = {0};
+    struct error err;
+    int fds[2];
+    const char *const argv[] = {"sh", "-c", "read a; echo got $a; echo err >/dev/stderr; cat", NULL};
+    assert_int_equal(pipe(fds), 0);
+    assert_int_equal(loop_open(&w.loop, &err), STATUS_OK);
+    const struct loop_child_spec spec = {.argv = argv,
+                                         .on_output = on_output,
+                                         .out_only = true,
+                                         .in_fd = fds[0],
+                                         .on_exit = on_exit_code,
+                                         .ctx = &w};
+    assert_int_equal(loop_child_open(w.loop, &spec, &w.child, &err), STATUS_OK);
+    close(fds[0]);
+    assert_int_equal(write(fds[1], "one\ntwo\n", 8), 8);
+    close(fds[1]);
+    assert_true(loop_run_for(w.loop, 10000));
+    assert_int_equal(w.code, 0);
+    assert_string_equal(w.out.data, "got one\ntwo\n");
+    finish(&w);
+}
+
 static void test_large_output(void **state)
 {
     (void)state;
@@ -243,13 +269,10 @@ static void test_dies_with_parent(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_output_and_exit),
-        cmocka_unit_test(test_large_output),
-        cmocka_unit_test(test_output_file),
-        cmocka_unit_test(test_cannot_start),
-        cmocka_unit_test(test_kill),
-        cmocka_unit_test(test_group_dies),
-        cmocka_unit_test(test_close_running),
+        cmocka_unit_test(test_output_and_exit),  cmocka_unit_test(test_input),
+        cmocka_unit_test(test_large_output),     cmocka_unit_test(test_output_file),
+        cmocka_unit_test(test_cannot_start),     cmocka_unit_test(test_kill),
+        cmocka_unit_test(test_group_dies),       cmocka_unit_test(test_close_running),
         cmocka_unit_test(test_dies_with_parent),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -1,0 +1,248 @@
+// `ooze bench`: the project's claims, measured here and now beside their peers or bounds; and `ooze bench profile`.
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "base/mem.h"
+#include "cli/bench_row.h"
+#include "cli/command.h"
+
+enum { EXIT_BELOW = 3 };
+
+static const char usage[] =
+    "usage: ooze bench NAME… [options]\n"
+    "       ooze bench --all [options]\n"
+    "       ooze bench profile [train|b1|b32] …\n\n"
+    "Runs our program and its peer in turn and compares medians. `ratio` is higher-is-better.\n\n"
+    "  --list          the rows, their goals and what runs\n"
+    "  --all           every row\n"
+    "  --json          one object a row on stdout instead of the table\n"
+    "  --runs N        measured runs of each side (5)\n"
+    "  --isa CLASS     our highest kernel class: ref, avx2, avx512, avx512bf16, amx (auto)\n"
+    "  --threads N     of both sides (all cores)\n"
+    "  --python P      Python that has the peers; else OOZE_BENCH_PYTHON, else that of tests/bench/setup.sh\n"
+    "  --models DIR    models; else OOZE_BENCH_MODELS, else those of tests/bench/setup.sh\n"
+    "  --quiet         no progress on stderr\n\n"
+    "Exit codes: 0 all goals hold, 1 something could not be measured, 2 wrong usage, 3 a goal is missed.\n";
+
+static void list_rows(void)
+{
+    for (size_t i = 0; i < bench_n_rows; i++) {
+        const struct bench_row *r = &bench_rows[i];
+        printf("%-17s %-8s ", r->name, r->unit);
+        printf(r->goal > 0 ? ">= %-5g" : "shown   ", r->goal);
+        printf(" %s\n%36sours: %s", r->claim, "", r->ours);
+        printf(r->peer[0] ? "; peer: %s\n" : "; bound: %s\n", r->peer[0] ? r->peer : "in the same run");
+    }
+}
+
+static const struct bench_row *find_row(const char *name)
+{
+    for (size_t i = 0; i < bench_n_rows; i++)
+        if (!strcmp(bench_rows[i].name, name))
+            return &bench_rows[i];
+    return NULL;
+}
+
+// ---- where things are ------------------------------------------------------------------------------------------------
+
+static void cache_path(const char *below, char *ret, size_t n)
+{
+    const char *cache = getenv("XDG_CACHE_HOME"), *home = getenv("HOME");
+    if (cache && cache[0])
+        snprintf(ret, n, "%s/ooze-bench/%s", cache, below);
+    else
+        snprintf(ret, n, "%s/.cache/ooze-bench/%s", home ? home : "", below);
+}
+
+struct places {
+    char suite[1024], models[1024], python[1024];
+};
+
+static enum status find_places(struct places *p, const char *models, const char *python, struct error *err)
+{
+    const char *env = getenv("OOZE_BENCH_SUITE");
+    enum status rc = STATUS_OK;
+    if (env && env[0])
+        snprintf(p->suite, sizeof p->suite, "%s", env);
+    else if ((rc = program_path("../tests", p->suite, sizeof p->suite, err)))
+        return rc;
+    if (models || (models = getenv("OOZE_BENCH_MODELS")))
+        snprintf(p->models, sizeof p->models, "%s", models);
+    else
+        cache_path("models", p->models, sizeof p->models);
+    if (python || (python = getenv("OOZE_BENCH_PYTHON")))
+        snprintf(p->python, sizeof p->python, "%s", python);
+    else
+        cache_path("venv/bin/python", p->python, sizeof p->python);
+    return STATUS_OK;
+}
+
+// ---- output ------------------------------------------------------------------------------------------------------------
+
+static void print_head(void)
+{
+    printf("%-17s %-8s %12s %12s %7s %6s  %-5s %s\n", "row", "unit", "ours", "peer", "ratio", "goal", "",
+           "beside");
+}
+
+static void print_number(double v)
+{
+    printf(v >= 1e7 ? " %12.4g" : v >= 100 ? " %12.0f" : " %12.4g", v);
+}
+
+static void print_result(const struct bench_result *r)
+{
+    printf("%-17s %-8s", r->row->name, r->row->unit);
+    print_number(r->ours.median);
+    print_number(r->other.median);
+    printf(" %6.2fx %5.2fx  %-5s %s\n", r->ratio, r->goal,
+           r->goal <= 0 ? "shown"
+           : r->holds   ? "holds"
+                        : "BELOW",
+           r->other.name);
+    printf("%26s %5.1f %% to %+.1f %%, %.1f %% to %+.1f %%; ratios of pairs %.2f to %.2f\n", "spread",
+           100 * (r->ours.low / r->ours.median - 1), 100 * (r->ours.high / r->ours.median - 1),
+           100 * (r->other.low / r->other.median - 1), 100 * (r->other.high / r->other.median - 1),
+           r->ratio_low, r->ratio_high);
+    double ours = json_number_value(json_object_get(r->ours.ready, "bytes"));
+    double other = json_number_value(json_object_get(r->other.ready, "bytes"));
+    if (ours > 0 && other > 0)
+        printf("%26s %.0f bytes of weights, peer %.0f (%+.1f %%)\n", "", ours, other,
+               100 * (other / ours - 1));
+    for (size_t i = 0; i < r->n_parts; i++)
+        printf("  %-24s %12.4g %12.4g %6.2fx\n", r->parts[i].name, r->parts[i].ours, r->parts[i].other,
+               r->parts[i].ratio);
+    if (r->why[0])
+        printf("%26s %s\n", "", r->why);
+}
+
+static void print_error(const struct bench_row *row, const struct error *err, bool as_json)
+{
+    fprintf(stderr, "ooze bench: %s: %s\n", row->name, err->text);
+    if (!as_json)
+        return;
+    json_t *j = json_pack("{s:s, s:s}", "name", row->name, "error", err->text);
+    char *text = json_text(j);
+    puts(text);
+    free(text);
+    json_decref(j);
+}
+
+static void print_json(const struct bench_result *r)
+{
+    json_t *j = bench_result_json(r);
+    char *text = json_text(j);
+    puts(text);
+    free(text);
+    json_decref(j);
+}
+
+// ---- the command ---------------------------------------------------------------------------------------------------------
+
+static int measure(const struct bench_row *const *rows, size_t n, const struct bench_setting *s, bool as_json)
+{
+    struct loop *l;
+    struct error err;
+    int code = EXIT_DONE;
+    if (loop_open(&l, &err))
+        return command_fail("bench", &err);
+    for (size_t i = 0; i < n; i++) {
+        struct bench_result r;
+        if (bench_row_run(l, rows[i], s, &r, &err)) {
+            print_error(rows[i], &err, as_json);
+            code = EXIT_FAILED;
+            continue;
+        }
+        if (as_json) {
+            print_json(&r);
+        } else {
+            if (i == 0)
+                print_head();
+            print_result(&r);
+        }
+        fflush(stdout);
+        if (!r.holds && r.goal > 0 && code == EXIT_DONE)
+            code = EXIT_BELOW;
+        bench_result_done(&r);
+    }
+    loop_close(l);
+    return code;
+}
+
+// Becomes bench_profile with the rest of the command line.
+static int profile(int argc, char **argv)
+{
+    char path[1100];
+    struct places p;
+    struct error err;
+    if (find_places(&p, NULL, NULL, &err))
+        return command_fail("bench", &err);
+    snprintf(path, sizeof path, "%s/bench_profile", p.suite);
+    char **args = mem_must((size_t)argc + 1, sizeof *args); // argv[0] is "profile"
+    for (int i = 0; i < argc; i++)
+        args[i] = argv[i];
+    args[0] = path;
+    execv(path, args);
+    fprintf(stderr, "ooze bench: no program %s; build it\n", path);
+    free(args);
+    return EXIT_FAILED;
+}
+
+static bool parse_runs(const char *text, int *ret)
+{
+    char *end;
+    long v = text ? strtol(text, &end, 10) : 5;
+    if (text && (*end || end == text || v < 1 || v > BENCH_RUNS_MAX))
+        return false;
+    *ret = (int)v;
+    return true;
+}
+
+int command_bench(int argc, char **argv)
+{
+    bool list = false, all = false, as_json = false;
+    const char *runs = NULL, *python = NULL, *models = NULL;
+    struct bench_setting s = {0};
+    struct places places;
+    struct error err;
+    const struct option_spec specs[] = {{"list", NULL, &list},         {"all", NULL, &all},
+                                        {"json", NULL, &as_json},      {"quiet", NULL, &s.quiet},
+                                        {"runs", &runs, NULL},         {"isa", &s.isa, NULL},
+                                        {"threads", &s.threads, NULL}, {"python", &python, NULL},
+                                        {"models", &models, NULL},     {0}};
+    if (argc > 0 && !strcmp(argv[0], "profile"))
+        return profile(argc, argv);
+    int n, rc = options_parse("bench", usage, specs, argc, argv, &n);
+    if (rc >= 0)
+        return rc;
+    if (list) {
+        list_rows();
+        return EXIT_DONE;
+    }
+    if ((n == 0) != all || !parse_runs(runs, &s.runs)) {
+        fputs(usage, stderr);
+        return EXIT_USAGE;
+    }
+    size_t count = all ? bench_n_rows : (size_t)n;
+    const struct bench_row **rows = mem_must(count, sizeof *rows);
+    for (size_t i = 0; i < count; i++) {
+        rows[i] = all ? &bench_rows[i] : find_row(argv[i]);
+        if (!rows[i]) {
+            fprintf(stderr, "ooze bench: no row %s; `ooze bench --list` has them\n", argv[i]);
+            free(rows);
+            return EXIT_USAGE;
+        }
+    }
+    if (find_places(&places, models, python, &err)) {
+        free(rows);
+        return command_fail("bench", &err);
+    }
+    s.suite = places.suite;
+    s.models = places.models;
+    s.python = places.python;
+    int code = measure(rows, count, &s, as_json);
+    free(rows);
+    return code;
+}
