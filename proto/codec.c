@@ -10,15 +10,13 @@
 #include "proto/codec_fields.h"
 #include "proto/msg_check.h"
 #include "proto/ooze.pb-c.h"
+#include "proto/parity.h"
 
 _Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "array frames are little-endian");
 
 #define ENVELOPE_MAX ((size_t)MSG_JSON + (1u << 20)) // JSON texts and the largest table of members
 
 // ---- encode ----------------------------------------------------------------------------------------------
-
-#define PUT_N(f) pb->f = m->f;
-#define PUT_S(f) pb->f = (char *)(m->f ? m->f : "");
 
 // put_hello, put_welcome, …: the fields of the lists; puts of tables follow below.
 #define DEFINE_PUT(TYPE, member, field, CASE, Pb, lower)                                                     \
@@ -28,12 +26,6 @@ _Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "array frames are litt
         FIELDS_##member(PUT_N, PUT_S)                                                                        \
     }
 CODEC_BODIES(DEFINE_PUT)
-
-// An arena array of `count` messages and the array of pointers that protobuf-c wants. False when out of memory.
-#define NEW_TABLE(arena, count, ret_items, ret_pointers)                                                     \
-    ((ret_items) = arena_zalloc(arena, sizeof(*(ret_items)) * (size_t)(count)),                              \
-     (ret_pointers) = arena_alloc(arena, sizeof(*(ret_pointers)) * (size_t)(count)),                         \
-     (ret_items) && (ret_pointers))
 
 static bool put_sampling(const struct msg_sampling *m, struct arena *arena, Ooze__V1__Job *job)
 {
@@ -134,6 +126,10 @@ static bool put_body(const struct msg *m, struct arena *arena, union body *body,
         body->CHECKPOINT.n_prune = (size_t)m->checkpoint.n_prune;
         body->CHECKPOINT.prune = (char **)m->checkpoint.prune;
         return true;
+    case MSG_CHECK:
+        return parity_put_check(&m->check, arena, &body->CHECK);
+    case MSG_TRACE_DONE:
+        return parity_put_trace(&m->trace_done, arena, &body->TRACE_DONE);
     default:
         return true;
     }
@@ -197,9 +193,6 @@ static void unpack_free(void *arena, void *p)
     (void)arena;
     (void)p;
 }
-
-#define GET_N(f) m->f = pb->f;
-#define GET_S(f) m->f = pb->f ? pb->f : "";
 
 #define DEFINE_GET(TYPE, member, field, CASE, Pb, lower)                                                     \
     static void get_##TYPE(const Ooze__V1__##Pb *pb, struct msg_##member *m)                                 \
@@ -316,6 +309,10 @@ static enum status get_body(const Ooze__V1__Envelope *envelope, struct arena *ar
         m->checkpoint.n_prune = (int32_t)envelope->checkpoint->n_prune;
         m->checkpoint.prune = (const char *const *)envelope->checkpoint->prune;
         return STATUS_OK;
+    case MSG_CHECK:
+        return parity_get_check(envelope->check, arena, &m->check, err);
+    case MSG_TRACE_DONE:
+        return parity_get_trace(envelope->trace_done, arena, &m->trace_done, err);
     default:
         return STATUS_OK;
     }

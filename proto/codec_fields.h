@@ -1,8 +1,20 @@
 // Between the files of proto: which fields of msg.h have a field of the same name in ooze.proto. Both directions of the
 // codec are written from these lists, so that a field cannot be sent and not read. N: number or bool, S: string.
-// Tables and the sampling parameters, which are messages within messages, are written out in codec.c.
+// Tables and the sampling parameters, which are messages within messages, are written out in codec.c and parity.c.
 #ifndef PROTO_CODEC_FIELDS_H
 #define PROTO_CODEC_FIELDS_H
+
+// How a field goes from struct m to message pb, and back.
+#define PUT_N(f) pb->f = m->f;
+#define PUT_S(f) pb->f = (char *)(m->f ? m->f : "");
+#define GET_N(f) m->f = pb->f;
+#define GET_S(f) m->f = pb->f ? pb->f : "";
+
+// An arena array of `count` messages and the array of pointers that protobuf-c wants. False when out of memory.
+#define NEW_TABLE(arena, count, ret_items, ret_pointers)                                                     \
+    ((ret_items) = arena_zalloc(arena, sizeof(*(ret_items)) * (size_t)(count)),                              \
+     (ret_pointers) = arena_alloc(arena, sizeof(*(ret_pointers)) * (size_t)(count)),                         \
+     (ret_items) && (ret_pointers))
 
 // columns of a table
 // clang-format off
@@ -26,7 +38,11 @@
     X(CHUNK_REQUEST, chunk_request, chunk_request, CHUNK_REQUEST, ChunkRequest, chunk_request)               \
     X(CHUNK_DATA, chunk_data, chunk_data, CHUNK_DATA, ChunkData, chunk_data)                                 \
     X(QUERY, query, query, QUERY, Query, query)                                                              \
-    X(REPLY, reply, reply, REPLY, Reply, reply)
+    X(REPLY, reply, reply, REPLY, Reply, reply)                                                              \
+    X(CHECK, check, check, CHECK, Check, check)                                                              \
+    X(CHECK_DONE, check_done, check_done, CHECK_DONE, CheckDone, check_done)                                 \
+    X(TRACE, trace, trace, TRACE, Trace, trace)                                                              \
+    X(TRACE_DONE, trace_done, trace_done, TRACE_DONE, TraceDone, trace_done)
 
 #define FIELDS_hello(N, S)                                                                                   \
     N(role)                                                                                                  \
@@ -65,6 +81,14 @@
 #define FIELDS_chunk_data(N, S)    N(version) N(offset) N(total) N(n)
 #define FIELDS_query(N, S)         N(id) S(verb) S(args)
 #define FIELDS_reply(N, S)         N(id) N(status) S(json)
+#define FIELDS_check(N, S)         N(epoch) N(id) N(step) N(n_tokens)
+#define FIELDS_check_done(N, S)                                                                              \
+    N(epoch)                                                                                                 \
+    N(id)                                                                                                    \
+    N(compared) N(skipped) N(crossing) N(tokens) N(tokens_skipped) N(max_abs_diff) N(differs) N(trajectory)  \
+        N(attempt) N(segment) N(position) N(version) N(recorded) N(rescored) S(error)
+#define FIELDS_trace(N, S)      N(epoch) N(id) N(version) S(path) S(hash) N(n_ids)
+#define FIELDS_trace_done(N, S) N(epoch) N(id) N(version) N(ok) S(error) N(n_logprobs)
 
 #define FIELDS_sampling(N, S)                                                                                \
     N(temperature) N(top_p) N(min_p) N(top_k) N(max_new) N(min_new) N(ignore_eos) N(train)
@@ -72,6 +96,9 @@
 #define FIELDS_kv(N, S)   N(kind) N(at_token) N(from) N(to) N(version)
 #define FIELDS_member(N, S)                                                                                  \
     N(trajectory) N(attempt) N(segment) N(group) N(n_tokens) N(multiplicity) N(advantage) N(task)
-#define FIELDS_metric(N, S) S(name) N(value)
+#define FIELDS_metric(N, S)        S(name) N(value)
+#define FIELDS_check_segment(N, S) N(trajectory) N(attempt) N(segment) N(n_tokens) N(n_kv)
+#define FIELDS_weights(N, S)       N(version) S(path) S(hash)
+#define FIELDS_trace_op(N, S)      N(layer) N(nth) S(block) S(op)
 
 #endif

@@ -7,6 +7,7 @@
 
 #include "proto/msg_check.h"
 #include "proto/ooze.pb-c.h"
+#include "proto/parity.h"
 
 #define LOGPROB_MAX 1e-3f // rounding of a log-sum-exp may end a hair above 0
 #define KV_MAX      (1 << 16)
@@ -34,6 +35,10 @@ const char *msg_type_name(enum msg_type t)
         [MSG_CHUNK_DATA] = "CHUNK",
         [MSG_QUERY] = "QUERY",
         [MSG_REPLY] = "REPLY",
+        [MSG_CHECK] = "CHECK",
+        [MSG_CHECK_DONE] = "CHECK_DONE",
+        [MSG_TRACE] = "TRACE",
+        [MSG_TRACE_DONE] = "TRACE_DONE",
     };
     return (unsigned)t < sizeof(names) / sizeof(names[0]) ? names[t] : "UNKNOWN";
 }
@@ -42,7 +47,8 @@ const char *msg_type_name(enum msg_type t)
 
 size_t msg_element_bytes(int element)
 {
-    return element == OOZE__V1__ELEMENT__ELEMENT_U8                                                 ? 1
+    return element == OOZE__V1__ELEMENT__ELEMENT_U64                                                ? 8
+           : element == OOZE__V1__ELEMENT__ELEMENT_U8                                               ? 1
            : element == OOZE__V1__ELEMENT__ELEMENT_I32 || element == OOZE__V1__ELEMENT__ELEMENT_F32 ? 4
                                                                                                     : 0;
 }
@@ -72,6 +78,20 @@ int msg_arrays(struct msg *m, struct msg_array ret[MSG_ARRAYS])
         ARRAY(VERSIONS, I32, m->prepare.n_tokens, m->prepare.versions);
         ARRAY(TEMPERATURES, F32, m->prepare.n_tokens, m->prepare.temperatures);
         break;
+    case MSG_CHECK:
+        ARRAY(IDS, I32, m->check.n_tokens, m->check.ids);
+        ARRAY(MASK, U8, m->check.n_tokens, m->check.mask);
+        ARRAY(LOGPROBS, F32, m->check.n_tokens, m->check.logprobs);
+        ARRAY(VERSIONS, I32, m->check.n_tokens, m->check.versions);
+        ARRAY(TEMPERATURES, F32, m->check.n_tokens, m->check.temperatures);
+        break;
+    case MSG_TRACE:
+        ARRAY(IDS, I32, m->trace.n_ids, m->trace.ids);
+        break;
+    case MSG_TRACE_DONE:
+        ARRAY(DIGESTS, U64, m->trace_done.n_ops, m->trace_done.digests);
+        ARRAY(LOGPROBS, F32, m->trace_done.n_logprobs, m->trace_done.logprobs);
+        break;
     case MSG_CHUNK_DATA:
         ARRAY(BYTES, U8, m->chunk_data.n, m->chunk_data.data);
         break;
@@ -84,14 +104,7 @@ int msg_arrays(struct msg *m, struct msg_array ret[MSG_ARRAYS])
 
 // ---- words of the checks ---------------------------------------------------------------------------------
 
-struct check {
-    const char *message; // name
-    enum status on_fail;
-    struct error *err;
-    bool failed;
-};
-
-static void expect(struct check *c, bool ok, const char *what)
+void check_expect(struct check *c, bool ok, const char *what)
 {
     if (ok || c->failed)
         return;
@@ -115,7 +128,7 @@ static int utf8_length(const unsigned char *s)
     return overlong || outside ? 0 : n;
 }
 
-static void text_within(struct check *c, const char *s, size_t most, const char *what)
+void check_text(struct check *c, const char *s, size_t most, const char *what)
 {
     if (!s || c->failed) // a sender may leave a text out: it arrives as ""
         return;
@@ -123,17 +136,12 @@ static void text_within(struct check *c, const char *s, size_t most, const char 
     while (*p) {
         int n = utf8_length(p);
         if (n == 0 || (size_t)(p - (const unsigned char *)s) + (size_t)n > most) {
-            expect(c, false, what);
+            check_expect(c, false, what);
             return;
         }
         p += n;
     }
 }
-
-// not evaluated after a failure: later checks compute with what earlier ones have bounded
-#define EXPECT(ok) expect(c, c->failed || (ok), "breaks " #ok)
-#define TEXT(s)    text_within(c, s, MSG_STRING, #s " is no UTF-8 text within its limit")
-#define JSON(s)    text_within(c, s, MSG_JSON, #s " is no UTF-8 text within its limit")
 
 static bool is_logprob(float v)
 {
@@ -202,6 +210,13 @@ static void check_job(struct check *c, const struct msg_job *m)
     EXPECT(m->sampling.max_new > 0 || m->prompt_logprobs);
 }
 
+void check_kv(struct check *c, const struct msg_kv *k)
+{
+    EXPECT(k->kind >= KV_REFIT && k->kind <= KV_MIGRATION && k->version >= 0);
+    EXPECT(k->from >= 0 && k->to >= k->from && k->to <= MSG_TOKENS_MAX);
+    EXPECT(k->at_token >= 0 && k->at_token <= MSG_TOKENS_MAX);
+}
+
 static void check_tokens(struct check *c, const struct msg_tokens *m)
 {
     EXPECT(m->offset >= 0 && m->offset <= MSG_TOKENS_MAX && m->n >= 0 && m->n <= MSG_TOKENS_MAX - m->offset);
@@ -217,13 +232,9 @@ static void check_tokens(struct check *c, const struct msg_tokens *m)
         at = s->end;
         version = s->version;
     }
-    expect(c, c->failed || at == m->offset + m->n, "spans do not cover the tokens");
-    for (int i = 0; !c->failed && i < m->n_kv; i++) {
-        const struct msg_kv *k = &m->kv[i];
-        EXPECT(k->kind >= KV_REFIT && k->kind <= KV_MIGRATION && k->version >= 0);
-        EXPECT(k->from >= 0 && k->to >= k->from && k->to <= MSG_TOKENS_MAX);
-        EXPECT(k->at_token >= 0 && k->at_token <= MSG_TOKENS_MAX);
-    }
+    check_expect(c, c->failed || at == m->offset + m->n, "spans do not cover the tokens");
+    for (int i = 0; !c->failed && i < m->n_kv; i++)
+        check_kv(c, &m->kv[i]);
 }
 
 static void check_prepare(struct check *c, const struct msg_prepare *m)
@@ -310,7 +321,7 @@ static void check_small(struct check *c, const struct msg *m)
         JSON(m->reply.json);
         break;
     default:
-        expect(c, false, "no such message");
+        check_expect(c, false, "no such message");
     }
 }
 
@@ -346,6 +357,12 @@ enum status msg_check_head(const struct msg *m, enum status s, struct error *err
     case MSG_CHUNK_DATA:
         check_chunk_data(c, &m->chunk_data);
         break;
+    case MSG_CHECK:
+    case MSG_CHECK_DONE:
+    case MSG_TRACE:
+    case MSG_TRACE_DONE:
+        parity_check_head(c, m);
+        break;
     default:
         check_small(c, m);
     }
@@ -354,7 +371,7 @@ enum status msg_check_head(const struct msg *m, enum status s, struct error *err
 
 // ---- contents of the arrays ------------------------------------------------------------------------------
 
-static bool ids_ok(const int32_t *ids, int64_t n)
+bool check_ids_ok(const int32_t *ids, int64_t n)
 {
     int32_t all = 0;
     for (int64_t i = 0; i < n; i++)
@@ -362,7 +379,7 @@ static bool ids_ok(const int32_t *ids, int64_t n)
     return all >= 0;
 }
 
-static bool logprobs_ok(const float *lp, int64_t n)
+bool check_logprobs_ok(const float *lp, int64_t n)
 {
     for (int64_t i = 0; i < n; i++)
         if (!is_logprob(lp[i]))
@@ -370,46 +387,53 @@ static bool logprobs_ok(const float *lp, int64_t n)
     return true;
 }
 
-static void check_prepare_tokens(struct check *c, const struct msg_prepare *m)
+void check_sampled(struct check *c, int64_t n, const uint8_t *mask, const float *logprobs,
+                   const int32_t *versions, const float *temperatures, int64_t newest)
 {
-    int64_t i = 0;
-    for (int k = 0; k < m->n_members; k++) {
-        int32_t version = -1; // of the response under way
-        for (int64_t end = i + m->members[k].n_tokens; i < end; i++) {
-            float lp = m->logprobs[i], temperature = m->temperatures[i];
-            if (m->mask[i] > 1) {
-                expect(c, false, "a mask is neither 0 nor 1");
-            } else if (!m->mask[i] || m->versions[i] == -1) {
-                if (lp != 0 || m->versions[i] != -1 || temperature != 1)
-                    expect(c, false,
-                           "a token that was not sampled has a logprob, a version or a temperature");
-                version = -1;
-            } else {
-                if (!is_logprob(lp) || !isfinite(temperature) || temperature <= 0)
-                    expect(c, false, "a logprob or a temperature is out of range");
-                if (m->versions[i] < version || m->versions[i] > m->step)
-                    expect(c, false, "versions fall within a response, or are newer than the step");
-                version = m->versions[i];
-            }
-            if (c->failed)
-                return;
+    int32_t version = -1; // of the response under way
+    for (int64_t i = 0; i < n && !c->failed; i++) {
+        float lp = logprobs[i], temperature = temperatures[i];
+        if (mask[i] > 1) {
+            check_expect(c, false, "a mask is neither 0 nor 1");
+        } else if (!mask[i] || versions[i] == -1) {
+            if (lp != 0 || versions[i] != -1 || temperature != 1)
+                check_expect(c, false,
+                             "a token that was not sampled has a logprob, a version or a temperature");
+            version = -1;
+        } else {
+            if (!is_logprob(lp) || !isfinite(temperature) || temperature <= 0)
+                check_expect(c, false, "a logprob or a temperature is out of range");
+            if (versions[i] < version || versions[i] > newest)
+                check_expect(c, false, "versions fall within a response, or are newer than the step");
+            version = versions[i];
         }
     }
+}
+
+static void check_prepare_tokens(struct check *c, const struct msg_prepare *m)
+{
+    int64_t at = 0;
+    for (int k = 0; k < m->n_members && !c->failed; at += m->members[k++].n_tokens)
+        check_sampled(c, m->members[k].n_tokens, m->mask + at, m->logprobs + at, m->versions + at,
+                      m->temperatures + at, m->step);
 }
 
 enum status msg_check_arrays(const struct msg *m, enum status s, struct error *err)
 {
     struct check check = {msg_type_name(m->type), s, err, false}, *c = &check;
     if (m->type == MSG_JOB) {
-        expect(c, ids_ok(m->job.ids, m->job.n_ids), "a token id is negative");
+        check_expect(c, check_ids_ok(m->job.ids, m->job.n_ids), "a token id is negative");
     } else if (m->type == MSG_TOKEN_DATA) {
-        expect(c, ids_ok(m->tokens.ids, m->tokens.n), "a token id is negative");
-        expect(c, logprobs_ok(m->tokens.logprobs, m->tokens.n), "a logprob is not finite or above 0");
-        expect(c, logprobs_ok(m->tokens.prompt_logprobs, m->tokens.n_prompt_logprobs),
-               "a logprob of the prompt is not finite or above 0");
+        check_expect(c, check_ids_ok(m->tokens.ids, m->tokens.n), "a token id is negative");
+        check_expect(c, check_logprobs_ok(m->tokens.logprobs, m->tokens.n),
+                     "a logprob is not finite or above 0");
+        check_expect(c, check_logprobs_ok(m->tokens.prompt_logprobs, m->tokens.n_prompt_logprobs),
+                     "a logprob of the prompt is not finite or above 0");
     } else if (m->type == MSG_PREPARE) {
-        expect(c, ids_ok(m->prepare.ids, m->prepare.n_tokens), "a token id is negative");
+        check_expect(c, check_ids_ok(m->prepare.ids, m->prepare.n_tokens), "a token id is negative");
         check_prepare_tokens(c, &m->prepare);
+    } else {
+        parity_check_arrays(c, m);
     }
     return check.failed ? s : STATUS_OK;
 }

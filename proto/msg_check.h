@@ -24,4 +24,30 @@ enum status msg_check_head(const struct msg *m, enum status s, struct error *err
 // The arrays' contents; after msg_check_head, with every array pointer set.
 enum status msg_check_arrays(const struct msg *m, enum status s, struct error *err) OOZE_MUST_USE;
 
+// ---- words of the checks --------------------------------------------------------------------------------
+
+struct check {
+    const char *message; // name
+    enum status on_fail;
+    struct error *err;
+    bool failed;
+};
+
+// The first failure is kept.
+void check_expect(struct check *c, bool ok, const char *what);
+void check_text(struct check *c, const char *s, size_t most, const char *what);
+// One kv event: its own bounds.
+void check_kv(struct check *c, const struct msg_kv *k);
+// n tokens of one sequence: what is sampled has a logprob, a temperature and versions that do not fall within a response and are
+// at most `newest`; what is not has none.
+void check_sampled(struct check *c, int64_t n, const uint8_t *mask, const float *logprobs,
+                   const int32_t *versions, const float *temperatures, int64_t newest);
+bool check_ids_ok(const int32_t *ids, int64_t n);
+bool check_logprobs_ok(const float *lp, int64_t n);
+
+// not evaluated after a failure: later checks compute with what earlier ones have bounded
+#define EXPECT(ok) check_expect(c, c->failed || (ok), "breaks " #ok)
+#define TEXT(s)    check_text(c, s, MSG_STRING, #s " is no UTF-8 text within its limit")
+#define JSON(s)    check_text(c, s, MSG_JSON, #s " is no UTF-8 text within its limit")
+
 #endif
