@@ -16,6 +16,8 @@
 #include "base/rng.h"
 #include "proto/codec.h"
 
+#define MSG_LAST MSG_TRACE_DONE
+
 static struct rng rng;
 static struct arena made, coded, decoded; // what the messages, the frames, the decoded messages live in
 static struct error err;
@@ -224,6 +226,105 @@ static void random_chunk(struct msg_chunk_data *c)
     c->data = data;
 }
 
+static void random_check(struct msg_check *c)
+{
+    *c = (struct msg_check){.epoch = count(),
+                            .id = rng_u64(&rng),
+                            .step = count(),
+                            .n_segments = 1 + (int32_t)below(5),
+                            .n_weights = (int32_t)below(4)};
+    struct msg_check_segment *s = many(c->n_segments, sizeof(*s));
+    for (int i = 0; i < c->n_segments; i++) {
+        s[i] = (struct msg_check_segment){rng_u64(&rng), rng_u32(&rng), rng_u32(&rng), 1 + (int32_t)below(20),
+                                          (int32_t)below(3)};
+        c->n_tokens += s[i].n_tokens;
+        c->n_kv += s[i].n_kv;
+    }
+    struct msg_weights *w = many(c->n_weights, sizeof(*w));
+    for (int i = 0; i < c->n_weights; i++)
+        w[i] = (struct msg_weights){5 + i, text(), text()};
+    struct msg_kv *kv = many(c->n_kv, sizeof(*kv));
+    for (int i = 0; i < c->n_kv; i++)
+        kv[i] = (struct msg_kv){1 + (int32_t)below(4), (int32_t)below(99), (int32_t)below(9),
+                                9 + (int32_t)below(9), count()};
+    int32_t *ids = many(c->n_tokens, 4), *versions = many(c->n_tokens, 4);
+    float *lp = many(c->n_tokens, 4), *temperatures = many(c->n_tokens, 4);
+    uint8_t *mask = many(c->n_tokens, 1);
+    for (int64_t i = 0; i < c->n_tokens; i++) {
+        ids[i] = (int32_t)below(200000);
+        mask[i] = (uint8_t)below(2);
+        lp[i] = mask[i] ? logprob() : 0;
+        versions[i] = mask[i] ? 5 + (int32_t)(i / 20) : -1;
+        temperatures[i] = mask[i] ? 0.7f : 1;
+    }
+    c->segments = s;
+    c->weights = w;
+    c->kv = kv;
+    c->ids = ids;
+    c->mask = mask;
+    c->logprobs = lp;
+    c->versions = versions;
+    c->temperatures = temperatures;
+}
+
+static void random_check_done(struct msg_check_done *c)
+{
+    *c = (struct msg_check_done){.epoch = count(),
+                                 .id = rng_u64(&rng),
+                                 .compared = 50 + (int32_t)below(50),
+                                 .skipped = 1 + (int32_t)below(50),
+                                 .crossing = 1 + (int32_t)below(50),
+                                 .tokens = count(),
+                                 .tokens_skipped = count(),
+                                 .max_abs_diff = below(2) ? rng_uniform(&rng) : (double)INFINITY,
+                                 .differs = true,
+                                 .trajectory = rng_u64(&rng),
+                                 .attempt = rng_u32(&rng),
+                                 .segment = rng_u32(&rng),
+                                 .position = 1 + (int32_t)below(100),
+                                 .version = count(),
+                                 .recorded = logprob(),
+                                 .rescored = logprob(),
+                                 .error = text()};
+}
+
+static void random_trace(struct msg_trace *t)
+{
+    *t = (struct msg_trace){.epoch = count(),
+                            .id = rng_u64(&rng),
+                            .version = count(),
+                            .path = text(),
+                            .hash = text(),
+                            .n_ids = 2 + (int32_t)below(50)};
+    int32_t *ids = many(t->n_ids, 4);
+    for (int i = 0; i < t->n_ids; i++)
+        ids[i] = (int32_t)below(200000);
+    t->ids = ids;
+}
+
+static void random_trace_done(struct msg_trace_done *t)
+{
+    *t = (struct msg_trace_done){.epoch = count(),
+                                 .id = rng_u64(&rng),
+                                 .version = count(),
+                                 .ok = true,
+                                 .error = text(),
+                                 .n_ops = 1 + (int32_t)below(30),
+                                 .n_logprobs = 1 + (int32_t)below(30)};
+    struct msg_trace_op *ops = many(t->n_ops, sizeof(*ops));
+    uint64_t *digests = many(t->n_ops, 8);
+    float *lp = many(t->n_logprobs, 4);
+    for (int i = 0; i < t->n_ops; i++) {
+        ops[i] = (struct msg_trace_op){i / 3 - 1, i % 3, text(), text()};
+        digests[i] = rng_u64(&rng);
+    }
+    for (int i = 0; i < t->n_logprobs; i++)
+        lp[i] = logprob();
+    t->ops = ops;
+    t->digests = digests;
+    t->logprobs = lp;
+}
+
 static void random_msg(enum msg_type type, struct msg *m)
 {
     memset(m, 0, sizeof(*m));
@@ -295,6 +396,18 @@ static void random_msg(enum msg_type type, struct msg *m)
     case MSG_REPLY:
         m->reply = (struct msg_reply){rng_u64(&rng), -(int32_t)below(20), text()};
         break;
+    case MSG_CHECK:
+        random_check(&m->check);
+        break;
+    case MSG_CHECK_DONE:
+        random_check_done(&m->check_done);
+        break;
+    case MSG_TRACE:
+        random_trace(&m->trace);
+        break;
+    case MSG_TRACE_DONE:
+        random_trace_done(&m->trace_done);
+        break;
     case MSG_NONE:
         break;
     }
@@ -315,6 +428,41 @@ static void random_msg(enum msg_type type, struct msg *m)
             assert_memory_equal(a.field, b.field, (n) * sizeof(*a.field));                                   \
         a.field = b.field = NULL;                                                                            \
     } while (0)
+
+static void compare_parity_tables(struct msg *pa, struct msg *pb)
+{
+    struct msg a = *pa, b = *pb;
+    if (a.type == MSG_CHECK) {
+        size_t n = (size_t)a.check.n_tokens;
+        for (int i = 0; i < a.check.n_weights; i++) {
+            assert_int_equal(a.check.weights[i].version, b.check.weights[i].version);
+            assert_string_equal(a.check.weights[i].path, b.check.weights[i].path);
+            assert_string_equal(a.check.weights[i].hash, b.check.weights[i].hash);
+        }
+        a.check.weights = b.check.weights = NULL;
+        ITEMS(check.segments, (size_t)a.check.n_segments);
+        ITEMS(check.kv, (size_t)a.check.n_kv);
+        ITEMS(check.ids, n);
+        ITEMS(check.mask, n);
+        ITEMS(check.logprobs, n);
+        ITEMS(check.versions, n);
+        ITEMS(check.temperatures, n);
+    } else if (a.type == MSG_TRACE) {
+        ITEMS(trace.ids, (size_t)a.trace.n_ids);
+    } else if (a.type == MSG_TRACE_DONE) {
+        for (int i = 0; i < a.trace_done.n_ops; i++) {
+            assert_int_equal(a.trace_done.ops[i].layer, b.trace_done.ops[i].layer);
+            assert_int_equal(a.trace_done.ops[i].nth, b.trace_done.ops[i].nth);
+            assert_string_equal(a.trace_done.ops[i].block, b.trace_done.ops[i].block);
+            assert_string_equal(a.trace_done.ops[i].op, b.trace_done.ops[i].op);
+        }
+        a.trace_done.ops = b.trace_done.ops = NULL;
+        ITEMS(trace_done.digests, (size_t)a.trace_done.n_ops);
+        ITEMS(trace_done.logprobs, (size_t)a.trace_done.n_logprobs);
+    }
+    *pa = a;
+    *pb = b;
+}
 
 static void compare_tables(struct msg *pa, struct msg *pb)
 {
@@ -390,6 +538,13 @@ static void compare_texts(struct msg *pa, struct msg *pb)
         TEXTS(query.args);
     } else if (a.type == MSG_REPLY) {
         TEXTS(reply.json);
+    } else if (a.type == MSG_CHECK_DONE) {
+        TEXTS(check_done.error);
+    } else if (a.type == MSG_TRACE) {
+        TEXTS(trace.path);
+        TEXTS(trace.hash);
+    } else if (a.type == MSG_TRACE_DONE) {
+        TEXTS(trace_done.error);
     }
     *pa = a;
     *pb = b;
@@ -399,6 +554,7 @@ static void assert_equal(struct msg a, struct msg b)
 {
     assert_int_equal(a.type, b.type);
     compare_tables(&a, &b);
+    compare_parity_tables(&a, &b);
     compare_texts(&a, &b);
     assert_memory_equal(&a, &b, sizeof(a));
 }
@@ -427,7 +583,7 @@ static void test_round_trip(void **state)
 {
     (void)state;
     for (int round = 0; round < 200; round++)
-        for (int type = MSG_HELLO; type <= MSG_REPLY; type++) {
+        for (int type = MSG_HELLO; type <= MSG_LAST; type++) {
             struct msg m, back;
             struct codec_frame frames[CODEC_FRAMES];
             arena_reset(&made);
@@ -473,7 +629,7 @@ static void free_frames(char **blocks, int n)
 static void test_misaligned(void **state)
 {
     (void)state;
-    for (int type = MSG_HELLO; type <= MSG_REPLY; type++) {
+    for (int type = MSG_HELLO; type <= MSG_LAST; type++) {
         struct msg m, back;
         struct codec_frame frames[CODEC_FRAMES], odd[CODEC_FRAMES];
         char *blocks[CODEC_FRAMES];
@@ -488,7 +644,7 @@ static void test_misaligned(void **state)
 static void test_truncation(void **state)
 {
     (void)state;
-    for (int type = MSG_HELLO; type <= MSG_REPLY; type++) {
+    for (int type = MSG_HELLO; type <= MSG_LAST; type++) {
         struct msg m, back;
         struct codec_frame frames[CODEC_FRAMES];
         random_msg((enum msg_type)type, &m);
@@ -516,7 +672,7 @@ static void test_truncation(void **state)
 static void test_flips(void **state)
 {
     (void)state;
-    for (int type = MSG_HELLO; type <= MSG_REPLY; type++) {
+    for (int type = MSG_HELLO; type <= MSG_LAST; type++) {
         struct msg m, back;
         struct codec_frame frames[CODEC_FRAMES], copy[CODEC_FRAMES];
         char *blocks[CODEC_FRAMES];
@@ -620,8 +776,8 @@ static void test_sender_is_checked(void **state)
     REFUSED(MSG_PREPARE, ((struct msg_member *)m.prepare.members)[0].multiplicity = 0);
     REFUSED(MSG_PREPARE, ((struct msg_member *)m.prepare.members)[0].advantage = NAN);
     REFUSED(MSG_PREPARE, ((uint8_t *)m.prepare.mask)[0] = 2);
-    REFUSED(MSG_PREPARE, ((uint8_t *)m.prepare.mask)[0] ^=
-                         1); // now the token says it was (not) sampled, and its array the opposite
+    // the token says it was not sampled, and its array the opposite
+    REFUSED(MSG_PREPARE, (((uint8_t *)m.prepare.mask)[0] = 0, ((float *)m.prepare.logprobs)[0] = -1));
     REFUSED(MSG_PREPARE, {
         int64_t k = m.prepare.n_tokens - 1; // a sampled token of weights that are not there yet
         ((uint8_t *)m.prepare.mask)[k] = 1;
@@ -642,6 +798,57 @@ static void test_sender_is_checked(void **state)
     REFUSED(MSG_CHUNK_DATA, m.chunk_data.total = m.chunk_data.offset + m.chunk_data.n - 1);
     REFUSED(MSG_QUERY, m.query.verb = "");
     REFUSED(MSG_REPLY, m.reply.status = 1);
+}
+
+static void test_parity_sender_is_checked(void **state)
+{
+    (void)state;
+    static const struct msg_weights twice[] = {{4, "a", "b"}, {4, "a", "b"}};
+    REFUSED(MSG_CHECK, m.check.n_tokens++);
+    REFUSED(MSG_CHECK, m.check.n_segments = 0);
+    REFUSED(MSG_CHECK, ((struct msg_check_segment *)m.check.segments)[0].n_kv++);
+    REFUSED(MSG_CHECK, ((struct msg_check_segment *)m.check.segments)[0].n_tokens = 0);
+    REFUSED(MSG_CHECK, (m.check.weights = twice, m.check.n_weights = 2));
+    REFUSED(MSG_CHECK, ((int32_t *)m.check.ids)[0] = -1);
+    REFUSED(MSG_CHECK, ((uint8_t *)m.check.mask)[0] = 2);
+    REFUSED(MSG_CHECK, ((uint8_t *)m.check.mask)[0] ^= 1);
+    REFUSED(MSG_CHECK, ((float *)m.check.logprobs)[0] = NAN);
+    REFUSED(MSG_CHECK, ((float *)m.check.temperatures)[0] = -1);
+    REFUSED(MSG_CHECK, m.check.n_kv = MSG_CHECK_KV + 1);
+    REFUSED(MSG_CHECK_DONE, m.check_done.max_abs_diff = NAN);
+    REFUSED(MSG_CHECK_DONE, m.check_done.crossing = m.check_done.compared + 1);
+    REFUSED(MSG_CHECK_DONE, m.check_done.differs = false);
+    REFUSED(MSG_CHECK_DONE, m.check_done.error = "\xff");
+    REFUSED(MSG_TRACE, m.trace.n_ids = 1);
+    REFUSED(MSG_TRACE, m.trace.n_ids = MSG_TRACE_IDS + 1);
+    REFUSED(MSG_TRACE, ((int32_t *)m.trace.ids)[1] = -1);
+    REFUSED(MSG_TRACE, m.trace.version = -1);
+    REFUSED(MSG_TRACE_DONE, m.trace_done.ok = false); // with a trace
+    REFUSED(MSG_TRACE_DONE, m.trace_done.n_logprobs = MSG_TRACE_IDS + 1);
+    REFUSED(MSG_TRACE_DONE, ((struct msg_trace_op *)m.trace_done.ops)[0].layer = -2);
+}
+
+static void test_trace_compare(void **state)
+{
+    (void)state;
+    const struct msg_trace_op ops[] = {{-1, 0, "embedding", "embed"},
+                                       {0, 0, "mlp", "gemm"},
+                                       {0, 1, "mlp", "gemm"},
+                                       {1, 0, "head", "rmsnorm"}};
+    const struct msg_trace_op more[] = {{-1, 0, "embedding", "embed"},
+                                        {0, 0, "mlp", "round_bf16"},
+                                        {0, 0, "mlp", "gemm"},
+                                        {0, 1, "mlp", "gemm"},
+                                        {1, 0, "head", "rmsnorm"}};
+    const uint64_t same[] = {1, 2, 3, 4}, other[] = {1, 2, 30, 40}, same_more[] = {1, 99, 2, 3, 4};
+    struct msg_trace_done a = {.ok = true, .n_ops = 4, .ops = ops, .digests = same}, b = a,
+                          c = {.ok = true, .n_ops = 5, .ops = more, .digests = same_more};
+    assert_int_equal(msg_trace_compare(&a, &b), -1);
+    assert_int_equal(msg_trace_compare(&a, &c), -1); // what only one has is passed over
+    assert_int_equal(msg_trace_compare(&c, &a), -1);
+    b.digests = other;
+    assert_int_equal(msg_trace_compare(&a, &b), 2);
+    assert_int_equal(msg_trace_compare(&c, &b), 3);
 }
 
 // What an honest sender would never put on the wire: arrays whose contents were changed after the check.
@@ -722,7 +929,7 @@ static void test_memory_limit(void **state)
 static int write_corpus(const char *folder)
 {
     setup(NULL);
-    for (int type = MSG_HELLO; type <= MSG_REPLY; type++) {
+    for (int type = MSG_HELLO; type <= MSG_LAST; type++) {
         char path[1024];
         struct msg m;
         struct buf b = {0};
@@ -754,6 +961,8 @@ int main(void)
         cmocka_unit_test(test_flips),
         cmocka_unit_test(test_noise),
         cmocka_unit_test(test_sender_is_checked),
+        cmocka_unit_test(test_parity_sender_is_checked),
+        cmocka_unit_test(test_trace_compare),
         cmocka_unit_test(test_receiver_is_checked),
         cmocka_unit_test(test_memory_limit),
     };
