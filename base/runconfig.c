@@ -54,6 +54,7 @@ static const char *const schedules[] = {"constant", "linear", "cosine", NULL};
 static const char *const zero_variances[] = {"keep", "drop", NULL};
 static const char *const on_stales[] = {"wait", "drop", NULL};
 static const char *const stage_kinds[] = {"sft", "rl", NULL};
+static const char *const kv_dtypes[] = {"auto", "f32", "bf16", "fp8", NULL};
 static const char *const kv_on_refits[] = {"keep", "recompute", NULL};
 static const char *const numerics[] = {"strict", "relaxed", NULL};
 static const char *const archs[] = {"", "llama", "qwen2", "qwen3", NULL};
@@ -192,6 +193,10 @@ static const struct config_field run_fields[] = {
     INT(rollout.engines, 1, RUNCONFIG_ENGINES, "1", "Engine processes that this host starts."),
     INT(rollout.threads, 0, 1024, "0", "Threads of each engine; 0 = share the cores of the host."),
     ENUM(rollout.dtype, dtypes, "fp8", "Weights that the engines sample from."),
+    ENUM(rollout.kv_dtype, kv_dtypes, "auto",
+         "Keys and values, in the engines and in the trainer's forward pass: `auto` = bf16 beside bf16 "
+         "weights, else f32; "
+         "`fp8` = E4M3 with a scale for each token and head, a quarter of f32's memory."),
     INT(rollout.kv_tokens, 64, BILLION, "65536", "Capacity of an engine's KV cache, in tokens."),
     INT(rollout.page_tokens, 32, 4096, "64", "Page of the KV cache, in tokens, a power of two."),
     INT(rollout.max_batch_tokens, 1, 1 << 20, "512",

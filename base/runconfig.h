@@ -29,6 +29,7 @@ enum run_zero_variance { RUN_ZV_KEEP, RUN_ZV_DROP };
 enum run_on_stale { RUN_STALE_WAIT, RUN_STALE_DROP };
 enum run_stage_kind { RUN_STAGE_SFT, RUN_STAGE_RL };
 enum run_kv_on_refit { RUN_KV_KEEP, RUN_KV_RECOMPUTE };
+enum run_kv_dtype { RUN_KV_DTYPE_AUTO, RUN_KV_DTYPE_F32, RUN_KV_DTYPE_BF16, RUN_KV_DTYPE_FP8 };
 enum run_denominator { RUN_DENOM_ALL, RUN_DENOM_KEPT };
 enum run_numerics { RUN_NUMERICS_STRICT, RUN_NUMERICS_RELAXED };
 enum run_old_logprob {
@@ -119,6 +120,7 @@ struct run_config {
         int64_t max_running;      // sequences at once
         int64_t prefill_chunk;    // tokens of one prompt per step
         int64_t kv_on_refit;      // enum run_kv_on_refit
+        int64_t kv_dtype;         // enum run_kv_dtype
         bool http;                // serve the native HTTP API too
         int64_t http_port;        // 0 = ephemeral, written to RUN/engine-<i>.http
         int64_t flush_tokens;     // tokens of a job sent together at most

@@ -45,12 +45,18 @@ struct attn_seq {
 };
 
 // Paged keys and values of one layer. page_tokens is a multiple of ATTN_BLOCK.
-//   k: page p, kv head g: [D, page_tokens] at ((p * G + g) * D * page_tokens): keys transposed
-//   v: page p, kv head g: [page_tokens, D] at the same offset
+//   k: page p, kv head g: [D, page_tokens] at element (p * G + g) * D * page_tokens: keys transposed
+//   v: page p, kv head g: [page_tokens, D] at the same element
+//   k_scale, v_scale: page p, kv head g: [page_tokens] at element (p * G + g) * page_tokens
+// F32 holds the numbers, BF16 rounds them (RNE). FP8 (E4M3) has a scale for each token and kv head, for its key and its
+// value: scale = max(amax, 1e-12) / 448 over the D numbers, code = fp8(x / scale), and what is read is code * scale.
+// Which place inside a page and kv head an element has is a class's own matter: classes from avx512bf16 on order BF16 and FP8
+// pages otherwise (avx512bf16/avx512bf16.h). Pages are the size above in every class.
 struct attn_cache {
-    enum dtype dtype; // DT_F32 or DT_BF16
+    enum dtype dtype; // DT_F32, DT_BF16 or DT_FP8
     int32_t page_tokens, n_kv, head_dim;
     void *k, *v;
+    float *k_scale, *v_scale; // DT_FP8, else NULL
 };
 
 struct kernels {
@@ -112,8 +118,8 @@ struct kernels {
     void (*round_bf16)(struct device *d, int64_t n, float *x);
 
     // ---- attention -------------------------------------------------------------------------------------------
-    // Stores k, v [T, G*D] f32 (stride ldk, ldv) into the pages of each sequence at its rows' positions (rounded to
-    // the cache dtype).
+    // Stores k, v [T, G*D] f32 (stride ldk, ldv) into the pages of each sequence at its rows' positions, rounded or
+    // quantised to the cache dtype (struct attn_cache).
     void (*kv_write)(struct device *d, const struct attn_cache *c, int n_seqs, const struct attn_seq *seqs,
                      const float *k, int64_t ldk, const float *v, int64_t ldv);
     // Causal attention with grouped heads, online soft-max (Milakov & Gimelshein 2018; Dao 2022) over key blocks of
@@ -121,21 +127,24 @@ struct kernels {
     //   s = scale * chain(D)(q, k);  m' = max(m, max16(s));  p = exp(s - m');  e = exp(m - m');
     //   l = fma(l, e, sum16(p));  o = fma(o, e, chain over the block's visible keys (p v));  at the end out = o / l
     // Masked keys have p = 0 and are never read as values; what lies in unused slots does not matter.
+    //   FP8: chains over the widened codes; s = scale * (chain(D)(q, k) * k_scale) and p * v_scale goes into the chain of
+    //   values (not into the sum).
+    //   Classes from avx512bf16 on have their own fixed order for BF16 and FP8 pages (avx512bf16/avx512bf16.h).
     //   q [T, H*D] stride ldq; out [T, H*D] stride ldo; lse [T, H] = m + log l, or NULL.
     void (*attention)(struct device *d, const struct attn_cache *c, int n_heads, float scale, int n_seqs,
                       const struct attn_seq *seqs, const float *q, int64_t ldq, float *out, int64_t ldo,
                       float *lse);
-    // Gradient for whole sequences (pos0 = 0, pages ignored): k, v [T, G*D] f32 as stored (already rounded to the
-    // cache dtype), out and lse from the forward pass. dq, dk, dv are written (not added), only at the sequences'
-    // rows, and overlap no input (Dao 2022, algorithm 4):
+    // Gradient for whole sequences (pos0 = 0, pages ignored): dtype is that of the cache that the forward pass went through;
+    // k, v [T, G*D] f32 as given to kv_write (the op rounds them as the cache did), out and lse from the forward pass. dq, dk,
+    // dv are written (not added), only at the sequences' rows, and overlap no input (Dao 2022, algorithm 4):
     //   P = exp(scale * q.k - lse), 0 where masked;  dS = P * (dout.v - sum16(dout * out)) * scale
     //   dq_i = chain(j) dS_ij k_j up to the end of i's block;  dk_j = chain(h, i) dS_ij q_i and dv_j = chain(h, i)
     //   P_ij dout_i over the heads h of the group, then the rows i from the start of j's block.
-    void (*attention_grad)(struct device *d, int n_heads, int n_kv, int head_dim, float scale, int n_seqs,
-                           const struct attn_seq *seqs, const float *q, int64_t ldq, const float *k,
-                           int64_t ldk, const float *v, int64_t ldv, const float *out, int64_t ldo,
-                           const float *lse, const float *dout, int64_t lddo, float *dq, int64_t lddq,
-                           float *dk, int64_t lddk, float *dv, int64_t lddv);
+    void (*attention_grad)(struct device *d, enum dtype dtype, int n_heads, int n_kv, int head_dim,
+                           float scale, int n_seqs, const struct attn_seq *seqs, const float *q, int64_t ldq,
+                           const float *k, int64_t ldk, const float *v, int64_t ldv, const float *out,
+                           int64_t ldo, const float *lse, const float *dout, int64_t lddo, float *dq,
+                           int64_t lddq, float *dk, int64_t lddk, float *dv, int64_t lddv);
 
     // ---- vocabulary ------------------------------------------------------------------------------------------
     // z = logits * inv_temp[r];  lse[r] = m + log S, m = max16(z), S = sum_v exp(z - m): sum16 within VOCAB_CHUNK,

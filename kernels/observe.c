@@ -224,7 +224,7 @@ static void obs_attention(struct device *d, const struct attn_cache *cache, int 
     WATCH(attention, cache, n_heads, scale, n_seqs, seqs, q, ldq, out, ldo, lse);
 }
 
-static void obs_attention_grad(struct device *d, int n_heads, int n_kv, int head_dim, float scale, int n_seqs,
+static void obs_attention_grad(struct device *d, enum dtype dtype, int n_heads, int n_kv, int head_dim, float scale, int n_seqs,
                                const struct attn_seq *seqs, const float *q, int64_t ldq, const float *k,
                                int64_t ldk, const float *v, int64_t ldv, const float *out, int64_t ldo,
                                const float *lse, const float *dout, int64_t lddo, float *dq, int64_t lddq,
@@ -232,13 +232,13 @@ static void obs_attention_grad(struct device *d, int n_heads, int n_kv, int head
 {
     struct extent e = extent_of(n_seqs, seqs);
     int64_t width = (int64_t)n_heads * head_dim, kv = (int64_t)n_kv * head_dim;
-    CALL(attention_grad, .m = e.rows, .n = width);
+    CALL(attention_grad, .dtype = dtype, .m = e.rows, .n = width);
     c.flops = 10 * e.pairs * (double)width;
     c.bytes = F32 * (double)e.rows * (4 * (double)width + 4 * (double)kv + (double)n_heads);
     add_output(&c, dq + e.row0 * lddq, e.rows, width, lddq, F32);
     add_output(&c, dk + e.row0 * lddk, e.rows, kv, lddk, F32);
     add_output(&c, dv + e.row0 * lddv, e.rows, kv, lddv, F32);
-    WATCH(attention_grad, n_heads, n_kv, head_dim, scale, n_seqs, seqs, q, ldq, k, ldk, v, ldv, out, ldo, lse,
+    WATCH(attention_grad, dtype, n_heads, n_kv, head_dim, scale, n_seqs, seqs, q, ldq, k, ldk, v, ldv, out, ldo, lse,
           dout, lddo, dq, lddq, dk, lddk, dv, lddv);
 }
 

@@ -106,20 +106,17 @@ struct attention_scratch {
     // backward only
     struct qkv d; // gradients of rot, then of pre
     float *datt;  // [T, H D]
-    float *kv[2]; // k, v [T, G D] as the cache held them
 };
 
 static int64_t scratch_carve(const struct model_config *c, int64_t t, bool grad, float *base,
                              struct attention_scratch *ret)
 {
     struct carve v = {.base = base};
-    int64_t q = c->n_heads * c->head_dim, kv = c->n_kv_heads * c->head_dim;
+    int64_t q = c->n_heads * c->head_dim;
     *ret = (struct attention_scratch){.n = carve_take(&v, t * c->hidden)};
     if (grad) {
         ret->d = qkv_carve(c, t, &v);
         ret->datt = carve_take(&v, t * q);
-        ret->kv[0] = carve_take(&v, t * kv);
-        ret->kv[1] = carve_take(&v, t * kv);
     }
     return v.used;
 }
@@ -191,27 +188,16 @@ static void attention_forward(const struct block_run *r, const void *weights, fl
         linear_forward(r->d, &w->o, T, s.att, c->n_heads * D, true, x, C);
 }
 
-// d <- gradient of q, k, v after rope, by the saved q, the keys and values as the cache held them, and datt.
+// d <- gradient of q, k, v after rope, by the saved q, k, v and datt.
 static void attend_grad(const struct block_run *r, const struct attention_saved *s,
                         const struct attention_scratch *b)
 {
     const struct model_config *c = r->c;
-    int64_t q = c->n_heads * c->head_dim, kv = c->n_kv_heads * c->head_dim;
-    const float *keys = s->rot.v[1], *values = s->rot.v[2];
-    int64_t ldk = s->rot.ld[1], ldv = s->rot.ld[2];
-    if (r->cache.dtype == DT_BF16) {
-        for (int i = 0; i < 2; i++) {
-            array_gather(b->kv[i], s->rot.v[1 + i], r->t, kv, s->rot.ld[1 + i]);
-            r->d->k->round_bf16(r->d, r->t * kv, b->kv[i]);
-        }
-        keys = b->kv[0];
-        values = b->kv[1];
-        ldk = ldv = kv;
-    }
-    r->d->k->attention_grad(r->d, (int)c->n_heads, (int)c->n_kv_heads, (int)c->head_dim, softmax_scale(c),
-                            r->n_seqs, r->seqs, s->rot.v[0], s->rot.ld[0], keys, ldk, values, ldv, s->att, q,
-                            s->lse, b->datt, q, b->d.v[0], b->d.ld[0], b->d.v[1], b->d.ld[1], b->d.v[2],
-                            b->d.ld[2]);
+    int64_t q = c->n_heads * c->head_dim;
+    r->d->k->attention_grad(r->d, r->cache.dtype, (int)c->n_heads, (int)c->n_kv_heads, (int)c->head_dim,
+                            softmax_scale(c), r->n_seqs, r->seqs, s->rot.v[0], s->rot.ld[0], s->rot.v[1],
+                            s->rot.ld[1], s->rot.v[2], s->rot.ld[2], s->att, q, s->lse, b->datt, q, b->d.v[0],
+                            b->d.ld[0], b->d.v[1], b->d.ld[1], b->d.v[2], b->d.ld[2]);
 }
 
 // Through the norms of q and k, in place: d <- gradient before the norm. The saved q and k after rope are no longer

@@ -6,7 +6,8 @@
 //   train     saved activations of one packed micro-batch and the gradient of everything
 //
 // Activations are f32 in memory. With weights of BF16 or FP8 every GEMM input is rounded to bf16; with BF16 keys
-// and values are stored as bf16, with FP8 (whose weights cost enough precision) and F32 as f32. One thread owns a
+// and values are stored as bf16, with FP8 (whose weights cost enough precision) and F32 as f32, unless the caller chooses
+// another format (enum kv_choice): the same one for engine and trainer, or their bits differ. One thread owns a
 // weights/kv/train object; the device's pool works inside calls.
 #ifndef MODEL_MODEL_H
 #define MODEL_MODEL_H
@@ -37,13 +38,20 @@ const struct model_config *weights_config(const struct weights *w);
 void weights_bind(struct weights *w, struct device *d);
 
 struct kv;
-// Pages for every layer; dtype DT_F32 or DT_BF16 (kv_dtype_for says which goes with the weights). Page
-// contents are undefined until written; kv_page_bytes is one page over all layers, K and V.
+// Pages for every layer; dtype DT_F32, DT_BF16 or DT_FP8 (kv_dtype_for says which goes with the weights; the rounding is
+// kernels.h, struct attn_cache). Page contents are undefined until written; kv_page_bytes is one page over all layers, K and V.
 enum status kv_open(struct device *d, const struct model_config *c, enum dtype dtype, int32_t n_pages,
                     int32_t page_tokens, struct kv **ret, struct error *err) OOZE_MUST_USE;
 void kv_close(struct kv *kv);
 size_t kv_page_bytes(const struct model_config *c, enum dtype dtype, int32_t page_tokens);
 enum dtype kv_dtype_for(enum dtype weights);
+// rollout.kv_dtype. KV_AUTO: kv_dtype_for(weights).
+enum kv_choice { KV_AUTO, KV_F32, KV_BF16, KV_FP8 };
+enum dtype kv_dtype_choose(enum kv_choice choice, enum dtype weights);
+// What HELLO and the ledger call the numerics of a process: the device's id and, where it was chosen, the format of keys and
+// values (the chosen word, since `auto` follows the weights' dtype and engine and trainer may differ in that).
+#define KV_NUMERICS_ID 208
+void kv_numerics_id(const struct device *d, enum kv_choice choice, char *ret, size_t n);
 
 struct batch {
     int32_t n_rows, n_seqs;
@@ -65,11 +73,12 @@ void model_logits(const struct weights *w, int32_t rows, const float *hidden, fl
 // One batch at a time: train_forward, train_logprobs, then train_backward. Nothing is allocated after train_open. With
 // weights of DT_FP8 there is a forward pass (scoring) but no backward pass.
 struct train;
-// For micro-batches of at most max_tokens rows. recompute: keep only each layer's input and run the layer
-// again in the backward pass (same bits); else keep everything.
+// For micro-batches of at most max_tokens rows. kv_dtype: keys and values are rounded like those of a kv of that dtype
+// (kv_dtype_choose; parity wants the engine's). recompute: keep only each layer's input and run the layer again in the
+// backward pass (same bits); else keep everything.
 enum status train_open(struct device *d, const struct model_config *c, const struct layout *l,
-                       enum dtype weights_dtype, int32_t max_tokens, bool recompute, struct train **ret,
-                       struct error *err) OOZE_MUST_USE;
+                       enum dtype weights_dtype, enum dtype kv_dtype, int32_t max_tokens, bool recompute,
+                       struct train **ret, struct error *err) OOZE_MUST_USE;
 void train_close(struct train *t);
 
 // Packed sequences: seqs[i].row0/n_rows, pos0 = 0, pages ignored. Saves what the backward pass needs.

@@ -49,8 +49,8 @@ static void arrays_carve(struct train *t, struct carve *v)
 }
 
 enum status train_open(struct device *d, const struct model_config *c, const struct layout *l,
-                       enum dtype weights_dtype, int32_t max_tokens, bool recompute, struct train **ret,
-                       struct error *err)
+                       enum dtype weights_dtype, enum dtype kv_dtype, int32_t max_tokens, bool recompute,
+                       struct train **ret, struct error *err)
 {
     if (!arch_find(c->arch))
         return error_set(err, STATUS_UNSUPPORTED, "architecture \"%.40s\" is not implemented (%s are)",
@@ -71,8 +71,7 @@ enum status train_open(struct device *d, const struct model_config *c, const str
     t->n_pages = 2 * ((max_tokens + PAGE_TOKENS - 1) / PAGE_TOKENS) + 16;
     struct model_config one_layer = *c;
     one_layer.n_layers = 1;
-    enum status rc =
-        kv_open(d, &one_layer, kv_dtype_for(weights_dtype), t->n_pages, PAGE_TOKENS, &t->kv, err);
+    enum status rc = kv_open(d, &one_layer, kv_dtype, t->n_pages, PAGE_TOKENS, &t->kv, err);
     if (!rc) {
         struct carve real = {.base = t->data = device_alloc(d, (size_t)count.used * sizeof(float))};
         if (t->data)

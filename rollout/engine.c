@@ -88,7 +88,7 @@ enum status engine_open(struct device *d, const struct model_config *model, enum
     int32_t n_pages = c.kv_tokens / c.page_tokens;
     int64_t capacity = (int64_t)n_pages * c.page_tokens;
     e->max_tokens = (int32_t)(capacity < model->max_position ? capacity : model->max_position);
-    enum dtype kv_dtype = kv_dtype_for(weights_dtype);
+    enum dtype kv_dtype = kv_dtype_choose(c.kv_dtype, weights_dtype);
     st = kv_open(d, model, kv_dtype, n_pages, c.page_tokens, &e->kv, err);
     if (st != STATUS_OK) {
         error_prefix(err, "rollout.kv_tokens %d", c.kv_tokens);

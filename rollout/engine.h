@@ -28,6 +28,7 @@ struct engine;
 
 struct engine_config {         // zero = the default in brackets
     int32_t kv_tokens;         // capacity of the KV cache [65536]
+    enum kv_choice kv_dtype;   // of keys and values [KV_AUTO]
     int32_t page_tokens;       // multiple of ATTN_BLOCK [32]
     int32_t max_batch_tokens;  // rows of one step [2048]
     int32_t max_running;       // sequences at once, at most max_batch_tokens [256]

@@ -54,6 +54,8 @@ static const char HELP[] =
     "  -t, --threads N       of the forward pass (default: all cores; in a run rollout.threads)\n"
     "      --isa CLASS       highest kernel class to use: auto (default), ref, avx2, avx512, avx512bf16\n"
     "      --kv-tokens N     capacity of the KV cache (65536)\n"
+    "      --kv-dtype TYPE   of keys and values: auto (default; bf16 beside bf16 weights, else f32), f32, "
+    "bf16 or fp8\n"
     "      --max-running N   sequences at once (256)\n"
     "      --max-batch-tokens N, --prefill-chunk N, --page-tokens N   as in docs/configuration.md (2048, "
     "512, 32)\n"
@@ -90,6 +92,7 @@ enum { // long options without a letter
     OPT_TOKEN_FILE,
     OPT_ISA,
     OPT_KV_TOKENS,
+    OPT_KV_DTYPE,
     OPT_MAX_RUNNING,
     OPT_MAX_BATCH_TOKENS,
     OPT_PREFILL_CHUNK,
@@ -135,6 +138,18 @@ static bool parse_dtype(const char *s, enum dtype *ret)
     return false;
 }
 
+static bool parse_kv_dtype(const char *s, enum kv_choice *ret)
+{
+    static const char *const names[] = {
+        [KV_AUTO] = "auto", [KV_F32] = "f32", [KV_BF16] = "bf16", [KV_FP8] = "fp8"};
+    for (size_t i = 0; i < sizeof names / sizeof names[0]; i++)
+        if (strcmp(s, names[i]) == 0) {
+            *ret = (enum kv_choice)i;
+            return true;
+        }
+    return false;
+}
+
 // false: bad value.
 static bool set_option(struct options *o, int option, const char *value)
 {
@@ -151,6 +166,8 @@ static bool set_option(struct options *o, int option, const char *value)
         return true;
     case 'd':
         return parse_dtype(value, &o->dtype);
+    case OPT_KV_DTYPE:
+        return parse_kv_dtype(value, &o->engine.kv_dtype);
     case 'g':
         o->mode = OPTIONS_GENERATE;
         return true;
@@ -219,6 +236,7 @@ int options_parse(int argc, char **argv, struct options *ret)
                                           {"threads", required_argument, NULL, 't'},
                                           {"isa", required_argument, NULL, OPT_ISA},
                                           {"kv-tokens", required_argument, NULL, OPT_KV_TOKENS},
+                                          {"kv-dtype", required_argument, NULL, OPT_KV_DTYPE},
                                           {"max-running", required_argument, NULL, OPT_MAX_RUNNING},
                                           {"max-batch-tokens", required_argument, NULL, OPT_MAX_BATCH_TOKENS},
                                           {"prefill-chunk", required_argument, NULL, OPT_PREFILL_CHUNK},

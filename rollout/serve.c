@@ -173,6 +173,10 @@ static enum status worker_config_from_run(const struct run_config *c, struct wor
                                           struct error *err)
 {
     static const enum dtype dtypes[] = {[RUN_F32] = DT_F32, [RUN_BF16] = DT_BF16, [RUN_FP8] = DT_FP8};
+    static const enum kv_choice kv_choices[] = {[RUN_KV_DTYPE_AUTO] = KV_AUTO,
+                                                [RUN_KV_DTYPE_F32] = KV_F32,
+                                                [RUN_KV_DTYPE_BF16] = KV_BF16,
+                                                [RUN_KV_DTYPE_FP8] = KV_FP8};
     enum status st = *c->model.path ? model_config_read(c->model.path, &ret->model, err)
                                     : model_config_from_run(&c->model, &ret->model, err);
     if (st != STATUS_OK)
@@ -182,6 +186,7 @@ static enum status worker_config_from_run(const struct run_config *c, struct wor
     ret->dtype = dtypes[c->rollout.dtype];
     ret->engine = (struct engine_config){
         .kv_tokens = (int32_t)c->rollout.kv_tokens,
+        .kv_dtype = kv_choices[c->rollout.kv_dtype],
         .page_tokens = (int32_t)c->rollout.page_tokens,
         .max_batch_tokens = (int32_t)c->rollout.max_batch_tokens,
         .max_running = (int32_t)c->rollout.max_running,

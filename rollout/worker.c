@@ -38,6 +38,7 @@ struct commands {
 struct worker {
     struct worker_config config;
     struct device *device;
+    char numerics_id[KV_NUMERICS_ID];
     struct engine *engine;
     struct loader *loader;
     pthread_t thread;
@@ -154,7 +155,7 @@ int64_t worker_newest(struct worker *w)
 
 const char *worker_numerics_id(const struct worker *w)
 {
-    return w->device->numerics_id;
+    return w->numerics_id;
 }
 
 const char *worker_device_name(const struct worker *w)
@@ -352,6 +353,7 @@ enum status worker_open(const struct worker_config *c, struct worker **ret, stru
     if (st == STATUS_OK)
         st = engine_open(w->device, &c->model, c->dtype, &w->config.engine, &w->engine, err);
     if (st == STATUS_OK) {
+        kv_numerics_id(w->device, c->engine.kv_dtype, w->numerics_id, sizeof w->numerics_id);
         engine_stats(w->engine, &w->stats.engine);
         st = loader_open(w, &w->config, &w->loader, err);
     }

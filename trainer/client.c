@@ -29,7 +29,7 @@ struct client {
     const struct clock *clock;
     struct wire *wire;
     struct worker *worker;
-    const char *numerics_id;
+    char numerics_id[KV_NUMERICS_ID];
     char name[64];
     int wake_fd;
     bool welcomed, silent;
@@ -242,8 +242,9 @@ static enum status serve(struct client *c, struct error *err)
 
 enum status client_run(struct session *s, const struct client_options *o, struct error *err)
 {
-    struct client c = {
-        .options = o, .clock = s->clock, .numerics_id = s->trainer->device->numerics_id, .silence_ms = 10000};
+    struct client c = {.options = o, .clock = s->clock, .silence_ms = 10000};
+    kv_numerics_id(s->trainer->device, run_kv_choice(s->trainer->config), c.numerics_id,
+                   sizeof c.numerics_id);
     c.wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     if (c.wake_fd < 0)
         return error_errno(err, errno, "making an eventfd");

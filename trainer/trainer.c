@@ -24,6 +24,15 @@ enum dtype rollout_dtype(const struct run_config *c)
     return dtype_of(c->rollout.dtype);
 }
 
+enum kv_choice run_kv_choice(const struct run_config *c)
+{
+    static const enum kv_choice choices[] = {[RUN_KV_DTYPE_AUTO] = KV_AUTO,
+                                             [RUN_KV_DTYPE_F32] = KV_F32,
+                                             [RUN_KV_DTYPE_BF16] = KV_BF16,
+                                             [RUN_KV_DTYPE_FP8] = KV_FP8};
+    return choices[c->rollout.kv_dtype];
+}
+
 // bos and eos of a randomly initialised model come from the tokenizer that `ooze run` prepared: generation_config.json.
 static enum status read_special_ids(const char *dir, struct model_config *m, struct error *err)
 {
@@ -160,7 +169,8 @@ enum status trainer_reserve(struct trainer *t, int32_t rows, struct error *err)
     train_close(t->train);
     t->train = NULL;
     t->train_rows = 0;
-    enum status rc = train_open(t->device, &t->model, &t->layout, trainer_dtype(t->config), want,
+    enum status rc = train_open(t->device, &t->model, &t->layout, trainer_dtype(t->config),
+                                kv_dtype_choose(run_kv_choice(t->config), trainer_dtype(t->config)), want,
                                 t->config->trainer.recompute, &t->train, err);
     if (rc)
         return error_prefix(err, "micro-batches of %d tokens (trainer.micro_batch_tokens, trainer.recompute)",

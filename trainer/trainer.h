@@ -54,5 +54,7 @@ enum status trainer_reserve(struct trainer *t, int32_t rows, struct error *err) 
 // dtype of the working weights / of the published ones.
 enum dtype trainer_dtype(const struct run_config *c);
 enum dtype rollout_dtype(const struct run_config *c);
+// rollout.kv_dtype: trainer and engines round keys and values alike.
+enum kv_choice run_kv_choice(const struct run_config *c);
 
 #endif

@@ -1,4 +1,4 @@
-// Attention and the key/value cache: lanes/attention_tmpl.c on AVX2.
+// Attention: lanes/attention_tmpl.c on AVX2.
 #include "kernels/avx2/avx2.h"
 #include "kernels/avx2/lanes.h"
 

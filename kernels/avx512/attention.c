@@ -1,4 +1,4 @@
-// Attention and the key/value cache: lanes/attention_tmpl.c on AVX-512.
+// Attention: lanes/attention_tmpl.c on AVX-512.
 #include "kernels/avx512/avx512.h"
 #include "kernels/avx512/lanes.h"
 

@@ -31,11 +31,11 @@ void avx512_kv_write(struct device *d, const struct attn_cache *c, int n_seqs, c
 void avx512_attention(struct device *d, const struct attn_cache *c, int n_heads, float scale, int n_seqs,
                       const struct attn_seq *seqs, const float *q, int64_t ldq, float *out, int64_t ldo,
                       float *lse);
-void avx512_attention_grad(struct device *d, int n_heads, int n_kv, int head_dim, float scale, int n_seqs,
-                           const struct attn_seq *seqs, const float *q, int64_t ldq, const float *k,
-                           int64_t ldk, const float *v, int64_t ldv, const float *out, int64_t ldo,
-                           const float *lse, const float *dout, int64_t lddo, float *dq, int64_t lddq,
-                           float *dk, int64_t lddk, float *dv, int64_t lddv);
+void avx512_attention_grad(struct device *d, enum dtype dtype, int n_heads, int n_kv, int head_dim,
+                           float scale, int n_seqs, const struct attn_seq *seqs, const float *q, int64_t ldq,
+                           const float *k, int64_t ldk, const float *v, int64_t ldv, const float *out,
+                           int64_t ldo, const float *lse, const float *dout, int64_t lddo, float *dq,
+                           int64_t lddq, float *dk, int64_t lddk, float *dv, int64_t lddv);
 void avx512_logprob(struct device *d, int64_t r, int64_t v, const float *logits, int64_t ld,
                     const float *inv_temp, const int32_t *targets, float *logprob, float *lse,
                     float *entropy);

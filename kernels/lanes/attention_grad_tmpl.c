@@ -4,6 +4,7 @@
 #include <math.h>
 
 #include "kernels/lanes/tile_tmpl.c"
+#include "kernels/ref/ref.h"
 
 TILE_EACH(TILE_DEFINE, f32, DT_F32)
 TILE_EACH(TILE_DEFINE_PART, f32, DT_F32)
@@ -16,6 +17,7 @@ static tile_fn *const PART[TILE_ROWS] = {TILE_EACH(TILE_NAME_PART, f32)};
 
 struct attn_grad {
     struct device *d;
+    enum dtype dtype; // of the cache
     int n_heads, n_kv, dim;
     float scale;
     const struct attn_seq *seqs;
@@ -26,9 +28,11 @@ struct attn_grad {
 
 // Scratch of one unit.
 struct work {
-    float *kt, *vt; // [D, ATTN_BLOCK] the block's keys and values, transposed, zero past the end
-    float *p, *ds;  // [ROWS, ATTN_BLOCK]
-    float *delta;   // [group, n_rows]
+    float *kt, *vt;     // [D, ATTN_BLOCK] the block's keys and values, transposed, zero past the end
+    float *p, *ds;      // [ROWS, ATTN_BLOCK]
+    float *delta;       // [group, n_rows]
+    const float *k, *v; // [n_rows, D] keys and values as the cache held them
+    int64_t ldk, ldv;
 };
 
 // c[rows, n_cols] = (fresh ? 0 : c) + a b, tile by tile; a(r, k) at a[r * a_row + k * a_k].
@@ -83,9 +87,9 @@ static void block_grad(const struct attn_grad *a, const struct attn_seq *s, int 
 {
     int group = a->n_heads / a->n_kv;
     int64_t dim = a->dim, n = s->n_rows, keys = min_i64(ATTN_BLOCK, n - j0), key = s->row0 + j0;
-    const float *k = a->k + key * a->ldk + g * dim, *v = a->v + key * a->ldv + g * dim;
-    transpose_block(k, a->ldk, keys, dim, w->kt);
-    transpose_block(v, a->ldv, keys, dim, w->vt);
+    const float *k = w->k + j0 * w->ldk;
+    transpose_block(k, w->ldk, keys, dim, w->kt);
+    transpose_block(w->v + j0 * w->ldv, w->ldv, keys, dim, w->vt);
     for (int h = g * group; h < (g + 1) * group; h++)
         for (int64_t i0 = j0; i0 < n; i0 += ROWS) {
             int64_t rows = min_i64(ROWS, n - i0), row = s->row0 + i0;
@@ -93,7 +97,7 @@ static void block_grad(const struct attn_grad *a, const struct attn_seq *s, int 
             product(rows, dim, q, a->ldq, 1, w->kt, ATTN_BLOCK, ATTN_BLOCK, w->p, ATTN_BLOCK, true);
             product(rows, dim, dout, a->lddo, 1, w->vt, ATTN_BLOCK, ATTN_BLOCK, w->ds, ATTN_BLOCK, true);
             scores_to_grad(a, s, h, i0, rows, j0, w->delta + (h - g * group) * n, w);
-            product(rows, keys, w->ds, ATTN_BLOCK, 1, k, a->ldk, dim, a->dq + row * a->lddq + h * dim,
+            product(rows, keys, w->ds, ATTN_BLOCK, 1, k, w->ldk, dim, a->dq + row * a->lddq + h * dim,
                     a->lddq, j0 == 0);
             bool fresh = h == g * group && i0 == j0;
             product(keys, rows, w->ds, 1, ATTN_BLOCK, q, a->ldq, dim, a->dk + key * a->lddk + g * dim,
@@ -103,18 +107,40 @@ static void block_grad(const struct attn_grad *a, const struct attn_seq *s, int 
         }
 }
 
+// A key or value as the cache held it.
+static void row_round(enum dtype t, int64_t dim, const float *x, float *y)
+{
+    if (t == DT_FP8)
+        ref_cache_round(t, dim, x, y);
+    for (int64_t j = 0; j < dim && t == DT_BF16; j += 16)
+        v_store_n(y + j, v_round_bf16(v_load_n(x + j, min_i64(16, dim - j))), min_i64(16, dim - j));
+}
+
 static void head_grad(const struct attn_grad *a, const struct attn_seq *s, int g, int thread)
 {
     int group = a->n_heads / a->n_kv;
     int64_t dim = a->dim;
-    struct work w;
-    w.kt = scratch_get(a->d, thread,
-                       (size_t)(2 * dim * ATTN_BLOCK + 2 * ROWS * ATTN_BLOCK + (int64_t)group * s->n_rows) *
-                           sizeof(float));
+    int64_t floats = 2 * dim * ATTN_BLOCK + 2 * ROWS * ATTN_BLOCK + (int64_t)group * s->n_rows, n = s->n_rows;
+    struct work w = {.k = a->k + s->row0 * a->ldk + g * dim,
+                     .v = a->v + s->row0 * a->ldv + g * dim,
+                     .ldk = a->ldk,
+                     .ldv = a->ldv};
+    w.kt =
+        scratch_get(a->d, thread, (size_t)(floats + (a->dtype == DT_F32 ? 0 : 2 * n * dim)) * sizeof(float));
     w.vt = w.kt + dim * ATTN_BLOCK;
     w.p = w.vt + dim * ATTN_BLOCK;
     w.ds = w.p + ROWS * ATTN_BLOCK;
     w.delta = w.ds + ROWS * ATTN_BLOCK;
+    if (a->dtype != DT_F32) {
+        float *k = w.kt + floats, *v = k + n * dim;
+        for (int64_t i = 0; i < n; i++) {
+            row_round(a->dtype, dim, w.k + i * w.ldk, k + i * dim);
+            row_round(a->dtype, dim, w.v + i * w.ldv, v + i * dim);
+        }
+        w.k = k;
+        w.v = v;
+        w.ldk = w.ldv = dim;
+    }
     for (int h = 0; h < group; h++)
         for (int64_t i = 0; i < s->n_rows; i++) {
             const float *x = a->dout + (s->row0 + i) * a->lddo + (g * group + h) * dim;
@@ -136,14 +162,15 @@ static void grad_heads(void *ctx, int64_t begin, int64_t end, int thread)
         head_grad(a, &a->seqs[i / a->n_kv], (int)(i % a->n_kv), thread);
 }
 
-void LANES(attention_grad)(struct device *d, int n_heads, int n_kv, int head_dim, float scale, int n_seqs,
-                           const struct attn_seq *seqs, const float *q, int64_t ldq, const float *k,
-                           int64_t ldk, const float *v, int64_t ldv, const float *out, int64_t ldo,
-                           const float *lse, const float *dout, int64_t lddo, float *dq, int64_t lddq,
-                           float *dk, int64_t lddk, float *dv, int64_t lddv)
+void LANES(attention_grad)(struct device *d, enum dtype dtype, int n_heads, int n_kv, int head_dim,
+                           float scale, int n_seqs, const struct attn_seq *seqs, const float *q, int64_t ldq,
+                           const float *k, int64_t ldk, const float *v, int64_t ldv, const float *out,
+                           int64_t ldo, const float *lse, const float *dout, int64_t lddo, float *dq,
+                           int64_t lddq, float *dk, int64_t lddk, float *dv, int64_t lddv)
 {
     assert(n_kv > 0 && n_heads % n_kv == 0);
     struct attn_grad a = {.d = d,
+                          .dtype = dtype,
                           .n_heads = n_heads,
                           .n_kv = n_kv,
                           .dim = head_dim,

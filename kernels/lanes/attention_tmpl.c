@@ -5,15 +5,20 @@
 
 #include "kernels/fmath.h"
 #include "kernels/lanes/tile_tmpl.c"
+#include "kernels/ref/ref.h"
 
 TILE_EACH(TILE_DEFINE, f32, DT_F32)
 TILE_EACH(TILE_DEFINE, bf16, DT_BF16)
+TILE_EACH(TILE_DEFINE, fp8, DT_FP8)
 TILE_EACH(TILE_DEFINE_PART, f32, DT_F32)
 TILE_EACH(TILE_DEFINE_PART, bf16, DT_BF16)
+TILE_EACH(TILE_DEFINE_PART, fp8, DT_FP8)
 
-static tile_fn *const FULL[2][TILE_ROWS] = {{TILE_EACH(TILE_NAME, f32)}, {TILE_EACH(TILE_NAME, bf16)}};
-static tile_fn *const PART[2][TILE_ROWS] = {{TILE_EACH(TILE_NAME_PART, f32)},
-                                            {TILE_EACH(TILE_NAME_PART, bf16)}};
+// By dtype of the cache and height.
+static tile_fn *const FULL[3][TILE_ROWS] = {
+    {TILE_EACH(TILE_NAME, f32)}, {TILE_EACH(TILE_NAME, bf16)}, {TILE_EACH(TILE_NAME, fp8)}};
+static tile_fn *const PART[3][TILE_ROWS] = {
+    {TILE_EACH(TILE_NAME_PART, f32)}, {TILE_EACH(TILE_NAME_PART, bf16)}, {TILE_EACH(TILE_NAME_PART, fp8)}};
 
 #define TILE_WIDTH (16 * TILE_COLS)
 #define LD_SCORES  (2 * ATTN_BLOCK)
@@ -39,8 +44,10 @@ static tile_fn *const PART[2][TILE_ROWS] = {{TILE_EACH(TILE_NAME_PART, f32)},
 #define FEW_NAME(rows, name) few_##name##_##rows,
 FEW_EACH(FEW_DEFINE, f32, DT_F32)
 FEW_EACH(FEW_DEFINE, bf16, DT_BF16)
+FEW_EACH(FEW_DEFINE, fp8, DT_FP8)
 typedef void few_fn(int64_t n_k, const struct operands *o, float *c, int64_t ldc);
-static few_fn *const FEW[2][FEW_ROWS] = {{FEW_EACH(FEW_NAME, f32)}, {FEW_EACH(FEW_NAME, bf16)}};
+static few_fn *const FEW[3][FEW_ROWS] = {
+    {FEW_EACH(FEW_NAME, f32)}, {FEW_EACH(FEW_NAME, bf16)}, {FEW_EACH(FEW_NAME, fp8)}};
 
 struct attention {
     struct device *d;
@@ -92,17 +99,35 @@ static int visible(const struct rows *r, int i, int64_t block)
     return (int)min_i64(ATTN_BLOCK, r->pos[i] + 1 - block * ATTN_BLOCK);
 }
 
-// Scores of rows i0 … → their probabilities in place, and the states' update: all maxima, all exponentials, all sums, so that
-// the folds of different rows overlap.
-// The block's scores are the first (which = 0) or second of the two in r->s.
-static void softmax_step(struct rows *r, int i0, int64_t block, int which, float scale)
+// The first row that sees anything of the block.
+static int block_rows(const struct rows *r, int64_t block)
 {
+    int i0 = 0;
+    while (visible(r, i0, block) <= 0)
+        i0++;
+    return i0;
+}
+
+// Scores of a block's rows → their probabilities in place, and the states' update: all maxima, all exponentials, all sums, so that
+// the folds of different rows overlap.
+// The block's scores are the first (which = 0) or second of the two in r->s. FP8: k_scale, v_scale [ATTN_BLOCK] of the
+// block's keys, else NULL.
+static void softmax_step(struct rows *r, int64_t block, int which, float scale, const float *k_scale,
+                         const float *v_scale)
+{
+    int i0 = block_rows(r, block);
     v16 low = v_set(-INFINITY), sc = v_set(scale);
     float m[16] = {0}, sum[16] = {0};
     for (int i = i0; i < r->n; i++) {
         float *s = r->s + i * LD_SCORES + which * ATTN_BLOCK;
         int n_keys = visible(r, i, block);
-        v16 a = v_mul(v_load(s), sc), b = v_mul(v_load(s + 16), sc);
+        v16 a = v_load(s), b = v_load(s + 16);
+        if (k_scale) {
+            a = v_mul(a, v_load(k_scale));
+            b = v_mul(b, v_load(k_scale + 16));
+        }
+        a = v_mul(a, sc);
+        b = v_mul(b, sc);
         if (n_keys < ATTN_BLOCK) {
             a = v_first_n(a, low, n_keys);
             b = v_first_n(b, low, max_i64(0, n_keys - 16));
@@ -120,8 +145,8 @@ static void softmax_step(struct rows *r, int i0, int64_t block, int which, float
             a = v_first_n(a, v_zero(), n_keys);
             b = v_first_n(b, v_zero(), max_i64(0, n_keys - 16));
         }
-        v_store(s, a);
-        v_store(s + 16, b);
+        v_store(s, v_scale ? v_mul(a, v_load(v_scale)) : a); // masked ones are not read
+        v_store(s + 16, v_scale ? v_mul(b, v_load(v_scale + 16)) : b);
         sum[i] = v_fold(v_add(a, b));
     }
     if (r->n <=
@@ -151,18 +176,16 @@ static int64_t block_page(const struct attn_cache *c, const struct attn_seq *s, 
     int64_t page = s->pages[block * ATTN_BLOCK / c->page_tokens];
     return (page * c->n_kv + g) * c->head_dim * c->page_tokens;
 }
+static const float *block_scales(const struct attn_cache *c, const float *scales, const struct attn_seq *s,
+                                 int64_t g, int64_t block)
+{
+    int64_t page = s->pages[block * ATTN_BLOCK / c->page_tokens];
+    return scales ? scales + (page * c->n_kv + g) * c->page_tokens + block * ATTN_BLOCK % c->page_tokens
+                  : NULL;
+}
 static int64_t block_slot(const struct attn_cache *c, int64_t block)
 {
     return block * ATTN_BLOCK % c->page_tokens;
-}
-
-// The first row that sees anything of the block.
-static int block_rows(const struct rows *r, int64_t block)
-{
-    int i0 = 0;
-    while (visible(r, i0, block) <= 0)
-        i0++;
-    return i0;
 }
 
 // q k of one block, or of two for few rows.
@@ -221,7 +244,8 @@ static void tile_blocks(const struct attention *a, const struct attn_seq *s, int
 {
     tile_scores(a, s, g, r, block, n_blocks);
     for (int i = 0; i < n_blocks; i++)
-        softmax_step(r, block_rows(r, block + i), block + i, i, a->scale);
+        softmax_step(r, block + i, i, a->scale, block_scales(a->c, a->c->k_scale, s, g, block + i),
+                     block_scales(a->c, a->c->v_scale, s, g, block + i));
     for (int i = 0; i < n_blocks; i++)
         tile_values(a, s, g, r, block + i, i);
 }
@@ -283,8 +307,8 @@ void LANES(attention)(struct device *d, const struct attn_cache *c, int n_heads,
                       const struct attn_seq *seqs, const float *q, int64_t ldq, float *out, int64_t ldo,
                       float *lse)
 {
-    assert(c->dtype == DT_F32 || c->dtype == DT_BF16);
-    assert(c->page_tokens > 0 && c->page_tokens % ATTN_BLOCK == 0 && c->n_kv > 0 && n_heads % c->n_kv == 0);
+    ref_cache_check(c);
+    assert(n_heads % c->n_kv == 0);
     int64_t *first = scratch_shared(d, (size_t)(n_seqs + 1) * sizeof *first);
     struct attention a = {d,   c,   n_heads, n_heads / c->n_kv, scale, n_seqs, seqs, first, q, ldq,
                           out, ldo, lse};
@@ -298,120 +322,4 @@ void LANES(attention)(struct device *d, const struct attn_cache *c, int n_heads,
     if (units)
         split_run(d, units, 1, pairs * n_heads * (0.03 * c->head_dim + 1) / (double)units, attention_units,
                   &a);
-}
-
-// ---- keys and values into their pages ------------------------------------------------------------------------------
-
-struct kv_write {
-    const struct attn_cache *c;
-    const struct attn_seq *seqs;
-    const float *k, *v;
-    int64_t ldk, ldv;
-};
-
-static void cache_store(const enum dtype t, void *base, int64_t i, v16 a, int64_t n)
-{
-    if (t == DT_F32)
-        v_store_n((float *)base + i, a, n);
-    else
-        v_store_bf16_n((uint16_t *)base + i, a, n);
-}
-
-// Where a run of positions goes: into one page, from slot `slot` on.
-struct run {
-    const float *k, *v; // [n, D] stride ldk, ldv
-    int64_t at, slot, n;
-};
-
-// Rows one by one: the values as they lie, the keys down a column of the page, a line of the cache for each element. All lines are
-// asked for first, so that their misses overlap.
-ALWAYS void write_rows(const enum dtype t, const struct kv_write *w, const struct run *r)
-{
-    const struct attn_cache *c = w->c;
-    const int64_t dim = c->head_dim, step = c->page_tokens, size = (int64_t)dtype_bytes(t);
-    char *column = (char *)c->k + (r->at + r->slot) * size;
-    for (int64_t j = 0; j < dim; j++)
-        __builtin_prefetch(column + j * step * size, 1);
-    for (int64_t i = 0; i < r->n; i++, column += size) {
-        const float *k = r->k + i * w->ldk, *v = r->v + i * w->ldv;
-        for (int64_t j = 0; j < dim; j += 16) {
-            int64_t cols = min_i64(16, dim - j);
-            cache_store(t, c->v, r->at + (r->slot + i) * dim + j, v_load_n(v + j, cols), cols);
-            if (t == DT_F32) {
-                for (int64_t l = 0; l < cols; l++)
-                    ((float *)column)[(j + l) * step] = k[j + l];
-            } else {
-                uint16_t code[16];
-                v_store_bf16(code, v_load_n(k + j, cols));
-                for (int64_t l = 0; l < cols; l++)
-                    ((uint16_t *)column)[(j + l) * step] = code[l];
-            }
-        }
-    }
-}
-
-// Sixteen rows: squares of keys are transposed in registers.
-ALWAYS void write_squares(const enum dtype t, const struct kv_write *w, const struct run *r)
-{
-    const struct attn_cache *c = w->c;
-    const int64_t dim = c->head_dim;
-    for (int64_t j = 0; j < dim; j += 16) {
-        int64_t cols = min_i64(16, dim - j);
-        v16 k[16];
-#pragma GCC unroll 16
-        for (int64_t i = 0; i < 16; i++)
-            k[i] = v_load_n(r->k + i * w->ldk + j, cols);
-        for (int64_t i = 0; i < 16; i++)
-            cache_store(t, c->v, r->at + (r->slot + i) * dim + j, v_load_n(r->v + i * w->ldv + j, cols),
-                        cols);
-        v_transpose(k);
-        for (int64_t i = 0; i < cols; i++)
-            cache_store(t, c->k, r->at + (j + i) * c->page_tokens + r->slot, k[i], 16);
-    }
-}
-
-static void write_run(const struct kv_write *w, const struct attn_seq *s, int64_t g, int64_t pos, int64_t n)
-{
-    const struct attn_cache *c = w->c;
-    int64_t dim = c->head_dim, row = s->row0 + pos - s->pos0;
-    struct run r = {.k = w->k + row * w->ldk + g * dim,
-                    .v = w->v + row * w->ldv + g * dim,
-                    .at = ((int64_t)s->pages[pos / c->page_tokens] * c->n_kv + g) * dim * c->page_tokens,
-                    .slot = pos % c->page_tokens,
-                    .n = n};
-    if (c->dtype == DT_F32 && n == 16)
-        write_squares(DT_F32, w, &r);
-    else if (c->dtype == DT_F32)
-        write_rows(DT_F32, w, &r);
-    else if (n == 16)
-        write_squares(DT_BF16, w, &r);
-    else
-        write_rows(DT_BF16, w, &r);
-}
-
-// Runs end at multiples of 16, so that all but the ends of a long sequence are whole squares, inside one page.
-static void kv_units(void *ctx, int64_t begin, int64_t end, int thread)
-{
-    (void)thread;
-    const struct kv_write *w = ctx;
-    for (int64_t u = begin; u < end; u++) {
-        const struct attn_seq *s = &w->seqs[u / w->c->n_kv];
-        for (int64_t pos = s->pos0, stop = pos + s->n_rows, n; pos < stop; pos += n) {
-            n = min_i64(16 - pos % 16, stop - pos);
-            write_run(w, s, u % w->c->n_kv, pos, n);
-        }
-    }
-}
-
-void LANES(kv_write)(struct device *d, const struct attn_cache *c, int n_seqs, const struct attn_seq *seqs,
-                     const float *k, int64_t ldk, const float *v, int64_t ldv)
-{
-    assert(c->dtype == DT_F32 || c->dtype == DT_BF16);
-    assert(c->page_tokens > 0 && c->page_tokens % ATTN_BLOCK == 0);
-    struct kv_write w = {c, seqs, k, v, ldk, ldv};
-    int64_t rows = 0, units = (int64_t)n_seqs * c->n_kv;
-    for (int i = 0; i < n_seqs; i++)
-        rows += seqs[i].n_rows;
-    if (units)
-        split_run(d, units, 1, (double)rows / n_seqs * c->head_dim * 0.8, kv_units, &w);
 }

@@ -82,11 +82,21 @@ static void grad_heads(void *ctx, int64_t begin, int64_t end, int thread)
         head_grad(a, &a->seqs[i / a->n_kv], (int)(i % a->n_kv));
 }
 
-void ref_attention_grad(struct device *d, int n_heads, int n_kv, int head_dim, float scale, int n_seqs,
-                        const struct attn_seq *seqs, const float *q, int64_t ldq, const float *k, int64_t ldk,
-                        const float *v, int64_t ldv, const float *out, int64_t ldo, const float *lse,
-                        const float *dout, int64_t lddo, float *dq, int64_t lddq, float *dk, int64_t lddk,
-                        float *dv, int64_t lddv)
+// Rows of x [T, G*D] at the sequences' rows as the cache would hold them → y [T, G*D].
+static void round_rows(enum dtype t, int n_kv, int dim, int n_seqs, const struct attn_seq *seqs,
+                       const float *x, int64_t ld, float *y)
+{
+    for (const struct attn_seq *s = seqs; s < seqs + n_seqs; s++)
+        for (int64_t i = s->row0; i < s->row0 + s->n_rows; i++)
+            for (int64_t g = 0; g < n_kv; g++)
+                ref_cache_round(t, dim, x + i * ld + g * dim, y + (i * n_kv + g) * dim);
+}
+
+void ref_attention_grad(struct device *d, enum dtype dtype, int n_heads, int n_kv, int head_dim, float scale,
+                        int n_seqs, const struct attn_seq *seqs, const float *q, int64_t ldq, const float *k,
+                        int64_t ldk, const float *v, int64_t ldv, const float *out, int64_t ldo,
+                        const float *lse, const float *dout, int64_t lddo, float *dq, int64_t lddq, float *dk,
+                        int64_t lddk, float *dv, int64_t lddv)
 {
     assert(n_kv > 0 && n_heads % n_kv == 0);
     struct attn_grad a = {.n_heads = n_heads,
@@ -111,7 +121,16 @@ void ref_attention_grad(struct device *d, int n_heads, int n_kv, int head_dim, f
                           .dq = dq,
                           .dk = dk,
                           .dv = dv};
-    for (int i = 0; i < n_seqs; i++)
+    int64_t rows = 0, kv = (int64_t)n_kv * head_dim;
+    for (int i = 0; i < n_seqs; i++) {
         assert(seqs[i].pos0 == 0);
+        rows = max_i64(rows, seqs[i].row0 + seqs[i].n_rows);
+    }
+    float *rounded = scratch_shared(d, (size_t)(2 * rows * kv) * sizeof *rounded);
+    round_rows(dtype, n_kv, head_dim, n_seqs, seqs, k, ldk, rounded);
+    round_rows(dtype, n_kv, head_dim, n_seqs, seqs, v, ldv, rounded + rows * kv);
+    a.k = rounded;
+    a.v = rounded + rows * kv;
+    a.ldk = a.ldv = kv;
     split_run(d, (int64_t)n_seqs * n_kv, 1, 1e6, grad_heads, &a);
 }

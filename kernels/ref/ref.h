@@ -33,11 +33,11 @@ void ref_kv_write(struct device *d, const struct attn_cache *c, int n_seqs, cons
 void ref_attention(struct device *d, const struct attn_cache *c, int n_heads, float scale, int n_seqs,
                    const struct attn_seq *seqs, const float *q, int64_t ldq, float *out, int64_t ldo,
                    float *lse);
-void ref_attention_grad(struct device *d, int n_heads, int n_kv, int head_dim, float scale, int n_seqs,
-                        const struct attn_seq *seqs, const float *q, int64_t ldq, const float *k, int64_t ldk,
-                        const float *v, int64_t ldv, const float *out, int64_t ldo, const float *lse,
-                        const float *dout, int64_t lddo, float *dq, int64_t lddq, float *dk, int64_t lddk,
-                        float *dv, int64_t lddv);
+void ref_attention_grad(struct device *d, enum dtype dtype, int n_heads, int n_kv, int head_dim, float scale,
+                        int n_seqs, const struct attn_seq *seqs, const float *q, int64_t ldq, const float *k,
+                        int64_t ldk, const float *v, int64_t ldv, const float *out, int64_t ldo,
+                        const float *lse, const float *dout, int64_t lddo, float *dq, int64_t lddq, float *dk,
+                        int64_t lddk, float *dv, int64_t lddv);
 void ref_logprob(struct device *d, int64_t r, int64_t v, const float *logits, int64_t ld,
                  const float *inv_temp, const int32_t *targets, float *logprob, float *lse, float *entropy);
 void ref_logprob_grad(struct device *d, int64_t r, int64_t v, float *logits, int64_t ld,
@@ -53,6 +53,10 @@ void ref_fp8_dequantize(struct device *d, int64_t n, int64_t k, const uint8_t *q
                         float *w);
 void ref_to_bf16(struct device *d, int64_t n, const float *x, uint16_t *y);
 void ref_from_bf16(struct device *d, int64_t n, const uint16_t *x, float *y);
+
+// Preconditions of a cache; and y [D] = what is read back of the key or value x [D] of one token and head.
+void ref_cache_check(const struct attn_cache *c);
+void ref_cache_round(enum dtype t, int64_t dim, const float *x, float *y);
 
 // ---- sum16
 // -------------------------------------------------------------------------------------------------------

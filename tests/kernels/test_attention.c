@@ -20,7 +20,7 @@ static struct batch batch_new(int i)
     b.n_heads = b.n_kv * (int)check_between(&check, 1, 4);
     b.dim = dims[i % 8];
     b.page_tokens = pages[i % 3];
-    b.t = i / 3 % 2 ? DT_BF16 : DT_F32;
+    b.t = (enum dtype)(i / 3 % 3); // F32, BF16, FP8
     for (int s = 0; s < b.n_seqs; s++) {
         b.seqs[s].n_rows = (int)check_between(&check, 1, i % 2 ? 1 : 70);
         b.seqs[s].pos0 = (int)check_between(&check, 0, i % 4 < 2 ? 90 : 0);
@@ -41,19 +41,70 @@ static size_t cache_bytes(const struct batch *b)
     return (size_t)b->n_pages * (size_t)(b->n_kv * b->dim * b->page_tokens) * dtype_bytes(b->t);
 }
 
+// Guarded pages, full of NaN.
+struct pages {
+    struct guarded part[4]; // keys, values, scales of keys, of values
+    struct attn_cache c;
+};
+
+static struct pages pages_new(const struct batch *b)
+{
+    struct pages p = {
+        .c = {.dtype = b->t, .page_tokens = b->page_tokens, .n_kv = b->n_kv, .head_dim = b->dim}};
+    size_t scales = b->t == DT_FP8 ? (size_t)(b->n_pages * b->n_kv * b->page_tokens) * sizeof(float) : 0;
+    for (int i = 0; i < 4; i++) {
+        p.part[i] = guarded_new(i < 2 ? cache_bytes(b) : scales);
+        memset(p.part[i].p, 0xff, p.part[i].bytes);
+    }
+    p.c.k = p.part[0].p;
+    p.c.v = p.part[1].p;
+    p.c.k_scale = scales ? p.part[2].p : NULL;
+    p.c.v_scale = scales ? p.part[3].p : NULL;
+    return p;
+}
+
+static void pages_check(const struct pages *p)
+{
+    static const char *const names[] = {"kv_write keys", "kv_write values", "kv_write key scales",
+                                        "kv_write value scales"};
+    for (int i = 0; i < 4; i++)
+        guarded_check(&p->part[i], names[i]);
+}
+
+static void pages_free(struct pages *p)
+{
+    for (int i = 0; i < 4; i++)
+        guarded_free(&p->part[i]);
+}
+
+// A key or value row as a cache of dtype t returns it.
+static void row_rounded(enum dtype t, int dim, const float *x, double *y)
+{
+    float top = 1e-12f;
+    for (int i = 0; i < dim; i++)
+        top = fabsf(x[i]) > top ? fabsf(x[i]) : top;
+    float scale = top / 448;
+    for (int i = 0; i < dim; i++)
+        y[i] = t == DT_F32    ? (double)x[i]
+               : t == DT_BF16 ? (double)bf16_to_f32(f32_to_bf16(x[i]))
+                              : (double)fp8_to_f32(f32_to_fp8(x[i] / scale)) * (double)scale;
+}
+
+// Classes whose attention over such pages goes in an order of its own, in pages of an order of their own.
+static bool own_attention(const struct device *d, enum dtype t)
+{
+    return check_own_order(d) && t != DT_F32;
+}
+
 static void test_attention(void **state)
 {
     (void)state;
-    for (int i = 0; i < 160; i++) {
+    for (int i = 0; i < 240; i++) {
         struct batch b = batch_new(i);
         for (int s = 0; s < b.n_seqs; s++)
             b.seqs[s].pages = b.pages[s];
-        size_t bytes = cache_bytes(&b);
-        struct guarded k = guarded_new(bytes), v = guarded_new(bytes), k2 = guarded_new(bytes),
-                       v2 = guarded_new(bytes);
-        memset(k.p, 0xff, bytes); // NaN
-        memset(v.p, 0xff, bytes);
-        struct attn_cache c = {b.t, b.page_tokens, b.n_kv, b.dim, k.p, v.p};
+        struct pages pages = pages_new(&b);
+        const struct attn_cache c = pages.c;
         // history first, then this call's rows
         struct attn_seq history[6], *now = b.seqs;
         int past = 0;
@@ -72,20 +123,18 @@ static void test_attention(void **state)
         memset(want.p, 1, want.bytes);
         check.ref->k->attention(check.ref, &c, b.n_heads, 0.125f, b.n_seqs, now, q, b.ldq, want.p, b.ldo,
                                 want_lse.p);
-        guarded_check(&k, "kv_write");
-        guarded_check(&v, "kv_write");
+        pages_check(&pages);
         for (int t = 0; t < check.n_twins; t++) {
             struct device *d = check.twin[t];
             struct guarded got = guarded_new(want.bytes), lse = guarded_new(want_lse.bytes);
-            struct attn_cache c2 = {b.t, b.page_tokens, b.n_kv, b.dim, k2.p, v2.p};
-            memset(k2.p, 0xff, bytes);
-            memset(v2.p, 0xff, bytes);
+            struct pages pages2 = pages_new(&b);
+            const struct attn_cache c2 = pages2.c;
             d->k->kv_write(d, &c2, b.n_seqs, history, hk, b.ldk, hv, b.ldk);
             d->k->kv_write(d, &c2, b.n_seqs, now, nk, b.ldk, nv, b.ldk);
-            guarded_check(&k2, "kv_write");
-            guarded_check(&v2, "kv_write");
-            check_same_bytes("kv_write keys", d, k.p, k2.p, bytes);
-            check_same_bytes("kv_write values", d, v.p, v2.p, bytes);
+            pages_check(&pages2);
+            for (int part = own_attention(d, b.t) ? 2 : 0; part < 4; part++)
+                check_same_bytes("kv_write", d, pages.part[part].p, pages2.part[part].p,
+                                 pages.part[part].bytes);
             memset(got.p, 1, got.bytes);
             d->k->attention(d, &c2, b.n_heads, 0.125f, b.n_seqs, now, q, b.ldq, got.p, b.ldo,
                             i % 3 ? lse.p : NULL);
@@ -96,6 +145,7 @@ static void test_attention(void **state)
                 check_same("attention lse", d, want_lse.p, lse.p, b.rows * b.n_heads);
             guarded_free(&got);
             guarded_free(&lse);
+            pages_free(&pages2);
         }
         // The reference against a plain soft-max in double, last row of the first sequence, first head.
         int64_t row = now[0].row0 + now[0].n_rows - 1, keys = now[0].pos0 + now[0].n_rows;
@@ -107,16 +157,17 @@ static void test_attention(void **state)
                     old ? hk + (history[0].row0 + j) * b.ldk : nk + (now[0].row0 + j - now[0].pos0) * b.ldk;
                 const float *vj =
                     old ? hv + (history[0].row0 + j) * b.ldk : nv + (now[0].row0 + j - now[0].pos0) * b.ldk;
-                double s = 0;
+                double s = 0, kr[128], vr[128];
+                row_rounded(b.t, b.dim, kj, kr);
+                row_rounded(b.t, b.dim, vj, vr);
                 for (int x = 0; x < b.dim; x++)
-                    s += (double)q[row * b.ldq + x] *
-                         (double)(b.t == DT_F32 ? kj[x] : bf16_to_f32(f32_to_bf16(kj[x])));
+                    s += (double)q[row * b.ldq + x] * kr[x];
                 s *= 0.125;
                 if (pass == 0) {
                     top = s > top ? s : top;
                 } else {
                     sum += exp(s - top);
-                    first += exp(s - top) * (double)(b.t == DT_F32 ? vj[0] : bf16_to_f32(f32_to_bf16(vj[0])));
+                    first += exp(s - top) * vr[0];
                 }
             }
         check_near("ref attention", check.ref, first / sum, ((float *)want.p)[row * b.ldo], 1e-4);
@@ -127,10 +178,7 @@ static void test_attention(void **state)
         free(nk);
         free(nv);
         free(q);
-        guarded_free(&k);
-        guarded_free(&v);
-        guarded_free(&k2);
-        guarded_free(&v2);
+        pages_free(&pages);
         guarded_free(&want);
         guarded_free(&want_lse);
     }
@@ -195,11 +243,10 @@ static void finite_differences(const struct batch *b, float *const in[3], float 
 static void test_attention_grad(void **state)
 {
     (void)state;
-    for (int i = 0; i < 60; i++) {
+    for (int i = 0, differences = 0; i < 90; i++) {
         struct batch b = batch_new(2 * i); // even: sequences of up to 70 rows
         b.rows = 0;
         b.n_pages = 0;
-        b.t = DT_F32;
         for (int s = 0; s < b.n_seqs; s++) {
             b.seqs[s].pos0 = 0;
             b.seqs[s].row0 = b.rows;
@@ -212,8 +259,8 @@ static void test_attention_grad(void **state)
         float *q = check_floats(&check, b.rows * hd, 1, 0), *k = check_floats(&check, b.rows * gd, 1, 0);
         float *v = check_floats(&check, b.rows * gd, 1, 0), *dout = check_floats(&check, b.rows * hd, 1, 0);
         float *out = malloc((size_t)(b.rows * hd) * 4), *lse = malloc((size_t)(b.rows * b.n_heads) * 4);
-        struct guarded kc = guarded_new(cache_bytes(&b)), vc = guarded_new(cache_bytes(&b));
-        struct attn_cache c = {b.t, b.page_tokens, b.n_kv, b.dim, kc.p, vc.p};
+        struct pages pages = pages_new(&b);
+        const struct attn_cache c = pages.c;
         struct kernels const *r = check.ref->k;
         r->kv_write(check.ref, &c, b.n_seqs, b.seqs, k, gd, v, gd);
         float scale = 0.2f;
@@ -221,9 +268,9 @@ static void test_attention_grad(void **state)
         float *want[3];
         for (int a = 0; a < 3; a++)
             want[a] = check_floats(&check, b.rows * (a ? gd : hd), 1, 100);
-        r->attention_grad(check.ref, b.n_heads, b.n_kv, b.dim, scale, b.n_seqs, b.seqs, q, hd, k, gd, v, gd,
-                          out, hd, lse, dout, hd, want[0], hd, want[1], gd, want[2], gd);
-        if (i < 12)
+        r->attention_grad(check.ref, b.t, b.n_heads, b.n_kv, b.dim, scale, b.n_seqs, b.seqs, q, hd, k, gd, v,
+                          gd, out, hd, lse, dout, hd, want[0], hd, want[1], gd, want[2], gd);
+        if (b.t == DT_F32 && differences++ < 12)
             finite_differences(&b, (float *[]){q, k, v}, want, dout, (double)scale);
         for (int t = 0; t < check.n_twins; t++) {
             struct device *d = check.twin[t];
@@ -232,8 +279,8 @@ static void test_attention_grad(void **state)
                 got[a] = guarded_new((size_t)(b.rows * (a ? gd : hd)) * 4);
                 memset(got[a].p, 0xff, got[a].bytes);
             }
-            d->k->attention_grad(d, b.n_heads, b.n_kv, b.dim, scale, b.n_seqs, b.seqs, q, hd, k, gd, v, gd,
-                                 out, hd, lse, dout, hd, got[0].p, hd, got[1].p, gd, got[2].p, gd);
+            d->k->attention_grad(d, b.t, b.n_heads, b.n_kv, b.dim, scale, b.n_seqs, b.seqs, q, hd, k, gd, v,
+                                 gd, out, hd, lse, dout, hd, got[0].p, hd, got[1].p, gd, got[2].p, gd);
             static const char *const names[] = {"attention_grad dq", "attention_grad dk",
                                                 "attention_grad dv"};
             for (int a = 0; a < 3; a++) {
@@ -250,8 +297,7 @@ static void test_attention_grad(void **state)
         free(dout);
         free(out);
         free(lse);
-        guarded_free(&kc);
-        guarded_free(&vc);
+        pages_free(&pages);
     }
 }
 

@@ -94,6 +94,39 @@ static void test_dw_threads(void **state)
 
 enum { HEADS = 6, KV = 2, DIM = 64, LEN = 150 };
 
+// Pages full of NaN.
+static struct attn_cache cache_new(struct device *d, enum dtype t, int page_tokens, int n_pages)
+{
+    size_t bytes = (size_t)(n_pages * KV * DIM * page_tokens) * dtype_bytes(t);
+    size_t scales = (size_t)(n_pages * KV * page_tokens) * sizeof(float);
+    struct attn_cache c = {t,
+                           page_tokens,
+                           KV,
+                           DIM,
+                           device_alloc(d, bytes),
+                           device_alloc(d, bytes),
+                           device_alloc(d, scales),
+                           device_alloc(d, scales)};
+    memset(c.k, 0xff, bytes);
+    memset(c.v, 0xff, bytes);
+    memset(c.k_scale, 0xff, scales);
+    memset(c.v_scale, 0xff, scales);
+    if (t != DT_FP8) {
+        device_free(d, c.k_scale);
+        device_free(d, c.v_scale);
+        c.k_scale = c.v_scale = NULL;
+    }
+    return c;
+}
+
+static void cache_free(struct device *d, struct attn_cache *c)
+{
+    device_free(d, c->k);
+    device_free(d, c->v);
+    device_free(d, c->k_scale);
+    device_free(d, c->v_scale);
+}
+
 // The same sequence through the cache, cut into chunks of `chunk` (0: random), pages of page_tokens in the order of `order`.
 static void run_sequence(struct device *d, enum dtype t, int page_tokens, int chunk, uint64_t order,
                          const float *q, const float *k, const float *v, float *out, float *lse)
@@ -108,10 +141,7 @@ static void run_sequence(struct device *d, enum dtype t, int page_tokens, int ch
     rng_shuffle_u32(&r, ids, (uint32_t)n_pages);
     for (int i = 0; i < n_pages; i++)
         pages[i] = (int32_t)ids[i];
-    size_t bytes = (size_t)(n_pages * KV * DIM * page_tokens) * dtype_bytes(t);
-    struct attn_cache c = {t, page_tokens, KV, DIM, device_alloc(d, bytes), device_alloc(d, bytes)};
-    memset(c.k, 0xff, bytes);
-    memset(c.v, 0xff, bytes);
+    struct attn_cache c = cache_new(d, t, page_tokens, n_pages);
     for (int at = 0, n; at < LEN; at += n) {
         n = chunk ? chunk : 1 + (int)rng_below(&r, 60);
         n = n < LEN - at ? n : LEN - at;
@@ -120,8 +150,7 @@ static void run_sequence(struct device *d, enum dtype t, int page_tokens, int ch
         d->k->attention(d, &c, HEADS, 0.125f, 1, &s, q + at * HEADS * DIM, HEADS * DIM,
                         out + at * HEADS * DIM, HEADS * DIM, lse + at * HEADS);
     }
-    device_free(d, c.k);
-    device_free(d, c.v);
+    cache_free(d, &c);
 }
 
 static void test_attention_chunks(void **state)
@@ -133,7 +162,7 @@ static void test_attention_chunks(void **state)
     fill(q, LEN * HEADS * DIM);
     fill(k, LEN * KV * DIM);
     fill(v, LEN * KV * DIM);
-    for (int t = DT_F32; t <= DT_BF16; t++) {
+    for (int t = DT_F32; t <= DT_FP8; t++) {
         run_sequence(devices[0], (enum dtype)t, 64, LEN, 1, q, k, v, want, lse);
         static const int page_sizes[] = {32, 64, 128}, chunks[] = {1, 7, 33, 0, 0, LEN};
         for (int i = 0; i < THREADS; i++)
@@ -168,26 +197,25 @@ static void test_attention_batch(void **state)
         seqs[s] = (struct attn_seq){rows, 1 + (int)rng_below(&rng, 60), 0, pages[s]};
         rows += seqs[s].n_rows;
     }
-    for (int i = 0; i < THREADS; i++) {
-        struct device *d = devices[i];
-        size_t bytes = (size_t)(2 * SEQS * KV * DIM * 32) * 4;
-        struct attn_cache c = {DT_F32, 32, KV, DIM, device_alloc(d, bytes), device_alloc(d, bytes)};
+    for (int i = 0; i < 3 * THREADS; i++) {
+        enum dtype t = (enum dtype)(i / THREADS);
+        struct device *d = devices[i % THREADS];
+        struct attn_cache c = cache_new(d, t, 32, 2 * SEQS);
         d->k->kv_write(d, &c, SEQS, seqs, k, KV * DIM, v, KV * DIM);
         for (int way = 0; way < 2; way++) // all at once, one by one
             for (int s = 0; s < (way ? SEQS : 1); s++) {
                 int n = way ? 1 : SEQS;
                 d->k->attention(d, &c, HEADS, 0.125f, n, seqs + s, q, HEADS * DIM, out[way], HEADS * DIM,
                                 lse[way]);
-                d->k->attention_grad(d, HEADS, KV, DIM, 0.125f, n, seqs + s, q, HEADS * DIM, k, KV * DIM, v,
-                                     KV * DIM, out[way], HEADS * DIM, lse[way], dout, HEADS * DIM, dq[way],
+                d->k->attention_grad(d, t, HEADS, KV, DIM, 0.125f, n, seqs + s, q, HEADS * DIM, k, KV * DIM,
+                                     v, KV * DIM, out[way], HEADS * DIM, lse[way], dout, HEADS * DIM, dq[way],
                                      HEADS * DIM, dk[way], KV * DIM, dv[way], KV * DIM);
             }
         same("attention in a batch", d, out[0], out[1], rows * HEADS * DIM);
         same("attention_grad dq", d, dq[0], dq[1], rows * HEADS * DIM);
         same("attention_grad dk", d, dk[0], dk[1], rows * KV * DIM);
         same("attention_grad dv", d, dv[0], dv[1], rows * KV * DIM);
-        device_free(d, c.k);
-        device_free(d, c.v);
+        cache_free(d, &c);
     }
 }
 

@@ -208,7 +208,7 @@ static void check(const char *name, bool recompute)
     struct train *t;
     struct error err;
     fixture_open(&f, name);
-    must(train_open(f.d, &f.c, &f.l, DT_F32, f.n, recompute, &t, &err), &err);
+    must(train_open(f.d, &f.c, &f.l, DT_F32, DT_F32, f.n, recompute, &t, &err), &err);
     check_logits(&f);
     check_gradients(&f, t);
     check_adamw(&f, t);

@@ -86,6 +86,7 @@ static void test_defaults(void **state)
     assert_int_equal(c->model.vocab, 256);
     assert_int_equal(c->rollout.dtype, RUN_FP8);
     assert_int_equal(c->rollout.kv_on_refit, RUN_KV_RECOMPUTE);
+    assert_int_equal(c->rollout.kv_dtype, RUN_KV_DTYPE_AUTO);
     assert_int_equal(c->trainer.dtype, RUN_BF16);
     assert_int_equal(s->loss, RUN_LOSS_TWO_SIDED_IS);
     assert_int_equal(s->aggregation, RUN_AGG_TOKEN_MEAN);

@@ -112,8 +112,8 @@ static void pages_assign(const struct fixture *f, int32_t page_tokens, uint64_t 
 
 // chunk 0: whole sequences in one call. Else every sequence advances by at most `chunk` rows a call, those that are
 // done drop out, and the order of the sequences changes from call to call.
-static void engine_score(const struct fixture *f, enum dtype dtype, int32_t page_tokens, int32_t chunk,
-                         uint64_t seed, struct result *ret)
+static void engine_score(const struct fixture *f, enum dtype dtype, enum dtype kv_dtype, int32_t page_tokens,
+                         int32_t chunk, uint64_t seed, struct result *ret)
 {
     struct weights *w;
     struct kv *kv;
@@ -125,7 +125,7 @@ static void engine_score(const struct fixture *f, enum dtype dtype, int32_t page
     pages_assign(f, page_tokens, seed, pages);
     assert_int_equal(weights_open(f->d, &f->c, &f->l, dtype, false, &w, &err), STATUS_OK);
     weights_set(w, f->master);
-    assert_int_equal(kv_open(f->d, &f->c, kv_dtype_for(dtype), PAGES, page_tokens, &kv, &err), STATUS_OK);
+    assert_int_equal(kv_open(f->d, &f->c, kv_dtype, PAGES, page_tokens, &kv, &err), STATUS_OK);
     for (;;) {
         uint32_t order[SEQS] = {0, 1, 2, 3, 4, 5};
         if (seed)
@@ -147,8 +147,8 @@ static void engine_score(const struct fixture *f, enum dtype dtype, int32_t page
     weights_close(w);
 }
 
-static void trainer_score(const struct fixture *f, enum dtype dtype, bool recompute, int32_t max_tokens,
-                          uint64_t seed, struct result *ret)
+static void trainer_score(const struct fixture *f, enum dtype dtype, enum dtype kv_dtype, bool recompute,
+                          int32_t max_tokens, uint64_t seed, struct result *ret)
 {
     struct weights *w;
     struct train *t;
@@ -164,7 +164,8 @@ static void trainer_score(const struct fixture *f, enum dtype dtype, bool recomp
         rows_add(&b, f, (int)order[i], 0, f->len[order[i]], NULL);
     assert_int_equal(weights_open(f->d, &f->c, &f->l, dtype, false, &w, &err), STATUS_OK);
     weights_set(w, f->master);
-    assert_int_equal(train_open(f->d, &f->c, &f->l, dtype, max_tokens, recompute, &t, &err), STATUS_OK);
+    assert_int_equal(train_open(f->d, &f->c, &f->l, dtype, kv_dtype, max_tokens, recompute, &t, &err),
+                     STATUS_OK);
     struct batch batch = {b.n, b.n_seqs, b.ids, b.pos, b.seqs};
     train_forward(t, w, &batch);
     train_logprobs(t, w, b.target, b.inv_temp, lp, ent);
@@ -186,49 +187,65 @@ static void same(const struct fixture *f, const struct result *a, const struct r
     }
 }
 
-static void parity(const char *isa, enum dtype dtype, int threads)
+static void parity(const char *isa, enum dtype dtype, enum dtype kv_dtype, int threads)
 {
     static struct result whole, other;
     for (int which = 0; which < TINY_N; which++) {
         struct fixture f;
         fixture_open(&f, which, isa, threads);
-        engine_score(&f, dtype, 32, 0, 0, &whole);
-        engine_score(&f, dtype, 64, 0, 11, &other);
+        engine_score(&f, dtype, kv_dtype, 32, 0, 0, &whole);
+        engine_score(&f, dtype, kv_dtype, 64, 0, 11, &other);
         same(&f, &whole, &other);
-        engine_score(&f, dtype, 32, 1, 12, &other); // decode
+        engine_score(&f, dtype, kv_dtype, 32, 1, 12, &other); // decode
         same(&f, &whole, &other);
-        engine_score(&f, dtype, 64, 7, 13, &other); // chunked prefill
+        engine_score(&f, dtype, kv_dtype, 64, 7, 13, &other); // chunked prefill
         same(&f, &whole, &other);
-        trainer_score(&f, dtype, false, ROWS_MAX, 21, &other);
+        trainer_score(&f, dtype, kv_dtype, false, ROWS_MAX, 21, &other);
         same(&f, &whole, &other);
-        trainer_score(&f, dtype, true, 217, 22, &other); // exactly full: fewer transient pages
+        trainer_score(&f, dtype, kv_dtype, true, 217, 22, &other); // exactly full: fewer transient pages
         same(&f, &whole, &other);
         fixture_close(&f);
     }
 }
 
+// Weights as they are served; keys and values as `auto` has them and as chosen.
 static void test_f32(void **state)
 {
     (void)state;
-    parity("ref", DT_F32, 1);
-    parity("auto", DT_F32, 2);
+    parity("ref", DT_F32, DT_F32, 1);
+    parity("auto", DT_F32, DT_F32, 2);
 }
 static void test_bf16(void **state)
 {
     (void)state;
-    parity("ref", DT_BF16, 1);
-    parity("auto", DT_BF16, 3);
+    parity("ref", DT_BF16, DT_BF16, 1);
+    parity("auto", DT_BF16, DT_BF16, 3);
 }
 static void test_fp8(void **state)
 {
     (void)state;
-    parity("ref", DT_FP8, 2);
-    parity("auto", DT_FP8, 1);
+    parity("ref", DT_FP8, DT_F32, 2);
+    parity("auto", DT_FP8, DT_F32, 1);
+}
+static void test_kv_bf16(void **state)
+{
+    (void)state;
+    parity("ref", DT_FP8, DT_BF16, 1);
+    parity("auto", DT_FP8, DT_BF16, 2);
+    parity("auto", DT_F32, DT_BF16, 1);
+}
+static void test_kv_fp8(void **state)
+{
+    (void)state;
+    parity("ref", DT_BF16, DT_FP8, 2);
+    parity("auto", DT_BF16, DT_FP8, 1);
+    parity("auto", DT_FP8, DT_FP8, 3);
 }
 
 int main(void)
 {
     const struct CMUnitTest tests[] = {cmocka_unit_test(test_f32), cmocka_unit_test(test_bf16),
-                                       cmocka_unit_test(test_fp8)};
+                                       cmocka_unit_test(test_fp8), cmocka_unit_test(test_kv_bf16),
+                                       cmocka_unit_test(test_kv_fp8)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

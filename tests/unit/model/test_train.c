@@ -98,7 +98,7 @@ static struct train *train_make(const struct problem *p, enum dtype dtype, int32
 {
     struct train *t;
     struct error err;
-    if (train_open(p->d, &p->c, &p->l, dtype, max_tokens, recompute, &t, &err))
+    if (train_open(p->d, &p->c, &p->l, dtype, kv_dtype_for(dtype), max_tokens, recompute, &t, &err))
         fail_msg("%s", err.text);
     return t;
 }

@@ -114,11 +114,12 @@ static void test_resume(void **state)
 }
 
 // What was sampled is what rescoring finds, bit for bit; also the trainer's own log-probabilities.
-static void test_rescore_and_train(enum dtype dtype)
+static void test_rescore_and_train(enum dtype dtype, enum kv_choice kv)
 {
     struct tiny t;
     tiny_open(&t, dtype, 2);
-    struct engine *e = tiny_engine(&t, (struct engine_config){.kv_tokens = 1024, .prefill_chunk = 11});
+    struct engine *e =
+        tiny_engine(&t, (struct engine_config){.kv_tokens = 1024, .kv_dtype = kv, .prefill_chunk = 11});
     int32_t ids[120];
     tiny_prompt(6, ids, 30);
     struct got *g = mem_must(2, sizeof *g);
@@ -140,7 +141,7 @@ static void test_rescore_and_train(enum dtype dtype)
 
     if (dtype != DT_FP8) {
         struct train *train = NULL;
-        must(train_open(t.d, &t.c, &t.l, dtype, 110, false, &train, err));
+        must(train_open(t.d, &t.c, &t.l, dtype, kv_dtype_choose(kv, dtype), 110, false, &train, err));
         struct weights *w = NULL; // version 0 once more, as the trainer keeps it
         must(weights_open(t.d, &t.c, &t.l, dtype, true, &w, err));
         float *master = mem_alloc((size_t)t.l.total * sizeof(float));
@@ -170,19 +171,28 @@ static void test_rescore_and_train(enum dtype dtype)
 static void test_rescore_f32(void **state)
 {
     (void)state;
-    test_rescore_and_train(DT_F32);
+    test_rescore_and_train(DT_F32, KV_AUTO);
 }
 
 static void test_rescore_bf16(void **state)
 {
     (void)state;
-    test_rescore_and_train(DT_BF16);
+    test_rescore_and_train(DT_BF16, KV_AUTO);
 }
 
 static void test_rescore_fp8(void **state)
 {
     (void)state;
-    test_rescore_and_train(DT_FP8);
+    test_rescore_and_train(DT_FP8, KV_AUTO);
+}
+
+static void test_rescore_kv(void **state)
+{
+    (void)state;
+    static const enum dtype weights[] = {DT_F32, DT_BF16, DT_FP8};
+    for (int i = 0; i < 3; i++)
+        for (enum kv_choice kv = KV_F32; kv <= KV_FP8; kv++)
+            test_rescore_and_train(weights[i], kv);
 }
 
 // Promise 3, keep: tokens before the refit are those of version 0; spans and events tell where it was.
@@ -215,12 +225,17 @@ static void test_refit_keep(void **state)
     assert_int_equal(g[1].spans[0].end, 15);
     assert_int_equal(g[1].spans[1].version, 1);
     assert_int_equal(g[1].spans[1].end, 40);
-    assert_int_equal(g[1].n_kv, 1);
-    assert_int_equal(g[1].kv[0].kind, KV_REFIT);
-    assert_int_equal(g[1].kv[0].at_token, 65);
-    assert_int_equal(g[1].kv[0].from, 64);
-    assert_int_equal(g[1].kv[0].to, 65);
-    assert_int_equal(g[1].kv[0].version, 1);
+    assert_int_equal(g[1].n_kv, 2);
+    assert_int_equal(g[1].kv[0].kind, KV_PREFILL);
+    assert_int_equal(g[1].kv[0].at_token, 50);
+    assert_int_equal(g[1].kv[0].from, 0);
+    assert_int_equal(g[1].kv[0].to, 50);
+    assert_int_equal(g[1].kv[0].version, 0);
+    assert_int_equal(g[1].kv[1].kind, KV_REFIT);
+    assert_int_equal(g[1].kv[1].at_token, 65);
+    assert_int_equal(g[1].kv[1].from, 64);
+    assert_int_equal(g[1].kv[1].to, 65);
+    assert_int_equal(g[1].kv[1].version, 1);
     free(g);
     engine_close(e);
     tiny_close(&t);
@@ -245,10 +260,12 @@ static void test_refit_recompute(void **state)
     assert_int_equal(g[0].n, 40);
     assert_int_equal(g[0].n_spans, 2);
     assert_int_equal(g[0].spans[1].start, 20);
-    assert_int_equal(g[0].n_kv, 1);
-    assert_int_equal(g[0].kv[0].kind, KV_REFIT);
-    assert_int_equal(g[0].kv[0].from, 0);
-    assert_int_equal(g[0].kv[0].to, 70);
+    assert_int_equal(g[0].n_kv, 2);
+    assert_int_equal(g[0].kv[0].kind, KV_PREFILL);
+    assert_int_equal(g[0].kv[1].kind, KV_REFIT);
+    assert_int_equal(g[0].kv[1].from, 0);
+    assert_int_equal(g[0].kv[1].to, 70);
+    assert_int_equal(g[0].kv[1].version, 1);
     engine_close(e);
 
     memcpy(ids + 50, g[0].ids, 20 * 4);
@@ -303,7 +320,11 @@ static void test_sessions_across_refit(void **state)
     must(engine_submit(e, &job, err));
     tiny_run(e, g, 4);
     assert_int_equal(g[3].cached, 128);
-    assert_int_equal(g[3].n_kv, 1);
+    assert_int_equal(g[3].n_kv, 2);
+    assert_int_equal(g[3].kv[1].kind, KV_PREFILL);
+    assert_int_equal(g[3].kv[1].from, 128);
+    assert_int_equal(g[3].kv[1].to, 150);
+    assert_int_equal(g[3].kv[1].version, 2);
     assert_int_equal(g[3].kv[0].kind, KV_PREFIX_HIT);
     assert_int_equal(g[3].kv[0].from, 0);
     assert_int_equal(g[3].kv[0].to, 128);
@@ -546,6 +567,7 @@ int main(void)
         cmocka_unit_test(test_rescore_f32),
         cmocka_unit_test(test_rescore_bf16),
         cmocka_unit_test(test_rescore_fp8),
+        cmocka_unit_test(test_rescore_kv),
         cmocka_unit_test(test_refit_keep),
         cmocka_unit_test(test_refit_recompute),
         cmocka_unit_test(test_sessions_across_refit),

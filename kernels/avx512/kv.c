@@ -1,0 +1,5 @@
+// The key/value cache: lanes/kv_tmpl.c on AVX-512.
+#include "kernels/avx512/avx512.h"
+#include "kernels/avx512/lanes.h"
+
+#include "kernels/lanes/kv_tmpl.c"
