@@ -212,7 +212,7 @@ static void check_job(struct check *c, const struct msg_job *m)
 
 void check_kv(struct check *c, const struct msg_kv *k)
 {
-    EXPECT(k->kind >= KV_REFIT && k->kind <= KV_MIGRATION && k->version >= 0);
+    EXPECT(k->kind >= KV_REFIT && k->kind <= KV_PREFILL && k->version >= 0);
     EXPECT(k->from >= 0 && k->to >= k->from && k->to <= MSG_TOKENS_MAX);
     EXPECT(k->at_token >= 0 && k->at_token <= MSG_TOKENS_MAX);
 }

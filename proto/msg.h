@@ -134,7 +134,9 @@ struct msg_job {
 };
 
 enum msg_finish { FINISH_NONE, FINISH_STOP, FINISH_LENGTH, FINISH_ABORT, FINISH_ERROR };
-enum msg_kv_event { KV_REFIT = 1, KV_PREFIX_HIT = 2, KV_PREEMPTION = 3, KV_MIGRATION = 4 };
+// PREFILL: a job that begins (the segment's first, its next turn, or the rest of one that another engine left) computes these
+// rows. So the events name the version of every row that decoding did not make; those are of the token that follows them.
+enum msg_kv_event { KV_REFIT = 1, KV_PREFIX_HIT = 2, KV_PREEMPTION = 3, KV_MIGRATION = 4, KV_PREFILL = 5 };
 
 struct msg_span { // sampled tokens [start, end) of the job came from `version`; positions count from the
                   // job's first new token

@@ -156,12 +156,11 @@ static void admit(struct engine *e, struct sequence *s, int32_t n_hit)
     s->n_computed = n_hit * e->config.page_tokens;
     for (int32_t r = 0, from = 0; r < s->n_runs; from = s->runs[r++].end)
         sequence_add_kv(s, KV_PREFIX_HIT, from, s->runs[r].end, s->runs[r].version);
-    if (s->restarted) {
-        sequence_add_kv(s, (enum msg_kv_event)s->restarted, s->n_computed, s->n_ids, e->version);
-        s->restarted = 0;
-    } else if (s->n_ids == s->n_prompt) {
+    sequence_add_kv(s, s->restarted ? (enum msg_kv_event)s->restarted : KV_PREFILL, s->n_computed, s->n_ids,
+                    e->version);
+    if (!s->restarted && s->n_ids == s->n_prompt)
         s->n_cached = s->n_computed;
-    }
+    s->restarted = 0;
     e->stats.cached_tokens += s->n_computed;
 }
 

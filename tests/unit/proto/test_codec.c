@@ -768,7 +768,7 @@ static void test_sender_is_checked(void **state)
     REFUSED(MSG_TOKEN_DATA, ((struct msg_span *)m.tokens.spans)[0].end = m.tokens.offset + m.tokens.n + 1);
     REFUSED(MSG_TOKEN_DATA, ((struct msg_span *)m.tokens.spans)[0].start++);
     REFUSED(MSG_TOKEN_DATA, ((struct msg_span *)m.tokens.spans)[0].version = -1);
-    REFUSED(MSG_TOKEN_DATA, ((struct msg_kv *)m.tokens.kv)[0].kind = 5);
+    REFUSED(MSG_TOKEN_DATA, ((struct msg_kv *)m.tokens.kv)[0].kind = 6);
     REFUSED(MSG_TOKEN_DATA, m.tokens.finish = 9);
     REFUSED(MSG_ACK, m.ack.durable_to = -1);
     REFUSED(MSG_PREPARE, m.prepare.n_tokens++);
