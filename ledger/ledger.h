@@ -295,6 +295,13 @@ struct ledger_parity_totals {
 };
 enum status ledger_parity_totals_read(struct ledger *l, struct ledger_parity_totals *ret,
                                       struct error *err) OOZE_MUST_USE;
+struct ledger_unit_key {
+    int64_t trajectory;
+    int32_t attempt;
+};
+// The units of a step, each once, in the step's order.
+enum status ledger_step_units(struct ledger *l, int64_t step, struct arena *arena,
+                              struct ledger_unit_key **ret, int32_t *ret_n, struct error *err) OOZE_MUST_USE;
 // Sampled tokens of the step's units that were trained.
 enum status ledger_step_trained_tokens(struct ledger *l, int64_t step, int64_t *ret,
                                        struct error *err) OOZE_MUST_USE;

@@ -82,3 +82,32 @@ enum status ledger_step_trained_tokens(struct ledger *l, int64_t step, int64_t *
     return db_int(l, err, 0, ret, "SELECT SUM(n_sampled) FROM unit WHERE step=?1 AND state=5 AND source=0",
                   "i", step);
 }
+
+enum status ledger_step_units(struct ledger *l, int64_t step, struct arena *arena,
+                              struct ledger_unit_key **ret, int32_t *ret_n, struct error *err)
+{
+    sqlite3_stmt *st;
+    bool row;
+    int64_t most, n = 0;
+    enum status rc = db_int(l, err, 0, &most, "SELECT COUNT(*) FROM step_batch WHERE step=?1", "i", step);
+    if (rc)
+        return rc;
+    if (most == 0)
+        return error_set(err, STATUS_NOTFOUND, "the ledger has no step %lld", (long long)step);
+    struct ledger_unit_key *units = arena_alloc(arena, (size_t)most * sizeof *units);
+    if (!units)
+        return error_set(err, STATUS_NOMEM, "no memory for the members of step %lld", (long long)step);
+    if ((rc = db_prepare(
+             l,
+             "SELECT trajectory, attempt FROM step_batch WHERE step=?1 GROUP BY trajectory, attempt"
+             " ORDER BY MIN(ord)",
+             &st, err)))
+        return rc;
+    db_bind(st, "i", step);
+    while (!(rc = db_step(l, st, &row, err)) && row && n < most)
+        units[n++] = (struct ledger_unit_key){sqlite3_column_int64(st, 0), sqlite3_column_int(st, 1)};
+    sqlite3_reset(st);
+    *ret = units;
+    *ret_n = (int32_t)n;
+    return rc;
+}

@@ -212,6 +212,21 @@ void metrics_eval(struct orch *o, const struct eval *e, const char *fields)
     buf_done(&b);
 }
 
+void metrics_parity(struct orch *o, int64_t step, const struct msg_check_done *m)
+{
+    const struct ledger_parity_totals *t = &o->check.totals;
+    struct buf b = {0};
+    buf_printf(&b, "{\"step\":%" PRId64 ",\"wall_ms\":%" PRId64, step, clock_wall_ms(o->clock));
+    put(&b, "parity/max_abs_diff", m->compared ? m->max_abs_diff : NAN);
+    put(&b, "parity/coverage", t->tokens_trained > 0 ? (double)t->tokens / (double)t->tokens_trained : 0);
+    put(&b, "parity/trajectories", (double)t->segments);
+    put(&b, "parity/refit_crossings", (double)t->crossing);
+    put(&b, "parity/skipped", (double)t->skipped);
+    buf_putc(&b, '}');
+    line_write(o, b.data);
+    buf_done(&b);
+}
+
 // ---- views ------------------------------------------------------------------------------------------------------------------
 
 static void gauge(struct buf *out, const char *name, double v)

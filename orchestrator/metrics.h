@@ -73,6 +73,8 @@ char *metrics_step_json(struct orch *o, const struct msg_step_done *m);
 void metrics_step_written(struct orch *o, const struct msg_step_done *m, const char *json);
 // fields: ,"eval/…":…
 void metrics_eval(struct orch *o, const struct eval *e, const char *fields);
+// The outcome of a parity check: parity/… of the step.
+void metrics_parity(struct orch *o, int64_t step, const struct msg_check_done *m);
 void metrics_prometheus(struct orch *o, struct buf *out);
 void metrics_status(struct orch *o, json_t *status); // adds reward, lag, throughput, series
 

@@ -2,7 +2,7 @@
 //
 // Tour, in the order of data: task.c (services) → sampler.c (which prompt next) → group.c (groups, admission) → episode.c (one
 // conversation with a task) → session.c (its tokens) → router.c (jobs to engines) → step.c (prepared steps) → trainer.c (PREPARE to
-// COMMIT) → stage.c (what comes next). Beside them journal.c (durability), peers.c, sft.c, eval.c, metrics.c, status.c, api.c.
+// COMMIT) → check.c (scored again) → stage.c (what comes next). Beside them journal.c (durability), peers.c, sft.c, eval.c, metrics.c, status.c, api.c.
 #ifndef ORCHESTRATOR_ORCH_H
 #define ORCHESTRATOR_ORCH_H
 
@@ -17,6 +17,7 @@
 #include "net/http_client.h"
 #include "net/http_server.h"
 #include "net/loop.h"
+#include "orchestrator/check.h"
 #include "orchestrator/chunks.h"
 #include "orchestrator/episode.h"
 #include "orchestrator/eval.h"
@@ -70,6 +71,7 @@ struct orch {
     struct stage stage;
     struct sft sft;
     struct eval eval;
+    struct check check;
     struct metrics metrics;
 
     int64_t next_trajectory, next_group;

@@ -144,12 +144,17 @@ static const char *hello_refusal(struct orch *o, const struct msg_hello *h, char
         return "ledger failed";
     }
     bool same = strcmp(known, h->numerics_id) == 0;
-    if (!same)
+    bool relaxed = o->cfg->check.numerics == RUN_NUMERICS_RELAXED;
+    if (!same && relaxed)
+        orch_warn(o, "other_numerics", "peer=%s numerics_id=\"%s\" run=\"%s\" band=%g", h->name,
+                  h->numerics_id, known, o->cfg->check.band);
+    else if (!same)
         snprintf(text, n,
-                 "numerics_id %s, but this run computes with %s: same build and instruction set for all",
+                 "numerics_id %s, but this run computes with %s: same build and instruction set for all, or "
+                 "check.numerics: relaxed",
                  h->numerics_id, known);
     free(known);
-    return same ? NULL : text;
+    return same || relaxed ? NULL : text;
 }
 
 static struct peer *peer_slot(struct orch *o, const struct msg_hello *h)
@@ -291,6 +296,13 @@ void peers_on_message(struct orch *o, const struct wire_peer *from, const struct
     case MSG_STEP_DONE:
         if (p->role == ROLE_TRAINER)
             trainer_on_step_done(o, p, &m->step_done);
+        break;
+    case MSG_CHECK_DONE:
+        if (p->role == ROLE_TRAINER)
+            check_on_done(o, &m->check_done);
+        break;
+    case MSG_TRACE_DONE:
+        trace_on_answer(o, p, &m->trace_done);
         break;
     case MSG_CHECKPOINT:
         if (p->role == ROLE_TRAINER)

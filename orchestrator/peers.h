@@ -34,6 +34,7 @@ struct peer {
     int64_t retry_version, retry_ms; // after a failed load: this version is not announced again before
     int64_t kv_tokens, max_running;
     int64_t progress_ms; // last TOKENS
+    bool probed;         // compared with the trainer, or being so (check.h)
     struct job_list jobs;
 };
 

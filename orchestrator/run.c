@@ -131,12 +131,20 @@ static bool checkpoint_awaited(struct orch *o)
     return orch_now(o) - o->stop_checkpoint_ms < o->cfg->orchestrator.drain_ms;
 }
 
+// A parity check under way is waited for as long as anything else is.
+static bool check_awaited(struct orch *o)
+{
+    return check_busy(o) && peers_trainer(o) && orch_now(o) < o->stop_deadline_ms;
+}
+
 static void pump(struct orch *o)
 {
     if (o->failed || o->finished)
         return;
     if (o->stopping && drained(o)) {
-        if (!checkpoint_awaited(o))
+        if (check_failing(o))
+            check_conclude(o);
+        else if (!check_awaited(o) && !checkpoint_awaited(o))
             orch_finish(o, "stopped");
         return;
     }
@@ -161,6 +169,7 @@ static void on_tick(void *ctx)
     peers_tick(o);
     tasks_tick(o);
     trainer_tick(o);
+    check_tick(o);
     episodes_tick(o);
     pump(o);
 }
@@ -389,7 +398,7 @@ enum status orch_open(const struct orch_options *opt, struct orch **ret, struct 
     if (http.max_in_flight > 0 && loop_need_fds((size_t)http.max_in_flight + 512, err))
         log_event(LOG_WARN, "few_files", "cause=\"%s\"", err->text);
     if ((rc = metrics_open(o, err)) || (rc = http_client_open(o->loop, &http, &o->http, err)) ||
-        (rc = restore(o, err)) || (rc = open_sockets(o, err)))
+        (rc = restore(o, err)) || (rc = check_open(o, err)) || (rc = open_sockets(o, err)))
         goto out;
     if (opt->signals && ((rc = loop_signal_open(o->loop, SIGTERM, on_signal, o, &o->on_term, err)) ||
                          (rc = loop_signal_open(o->loop, SIGINT, on_signal, o, &o->on_int, err))))
@@ -433,6 +442,7 @@ void orch_close(struct orch *o)
     chunks_close(&o->chunks);
     metrics_close(o);
     step_close(o);
+    check_close(o);
     sft_close(o);
     ledger_close(o->ledger);
     chat_close(o->chat);

@@ -142,6 +142,10 @@ void stage_advance(struct orch *o)
         return;
     if (o->eval.running)
         return;
+    if (current == o->cfg->n_stages && check_busy(o)) {
+        stage_waits(o, "a parity check");
+        return;
+    }
     if (current == o->cfg->n_stages) {
         o->stage.phase = PHASE_DONE;
         orch_finish(o, "done");

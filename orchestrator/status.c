@@ -86,6 +86,7 @@ json_t *status_json(struct orch *o)
                         json_pack("{s:I, s:I, s:I}", "generated", (json_int_t)c.tokens_generated, "trained",
                                   (json_int_t)c.tokens_trained, "dropped", (json_int_t)c.tokens_dropped));
     metrics_status(o, j);
+    json_object_set_new(j, "parity", check_status(o));
     if (o->eval.running)
         json_object_set_new(
             j, "eval",

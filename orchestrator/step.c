@@ -233,7 +233,7 @@ void step_try(struct orch *o)
     const struct run_stage *stage = orch_stage(o);
     if (!stage || !stage_training(o) || o->step.prepared || o->failed || stage_step_now(o) >= stage->steps)
         return;
-    if (!trainer_is_ready(o))
+    if (!trainer_is_ready(o) || check_failing(o))
         return;
     if (!o->step.idle_since_ms)
         o->step.idle_since_ms = orch_now(o);

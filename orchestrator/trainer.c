@@ -34,7 +34,7 @@ bool trainer_is_ready(const struct orch *o)
     return t->state == LINK_READY && t->sent < 0 && !t->ack_pending && t->position == o->committed_steps;
 }
 
-static void lease_start(struct orch *o)
+void trainer_lease(struct orch *o)
 {
     o->trainer.deadline_ms = orch_now(o) + o->cfg->orchestrator.lease_ms;
 }
@@ -81,6 +81,7 @@ bool trainer_on_hello(struct orch *o, struct peer *p, const struct msg_hello *h,
         return false;
     t->sent = -1;
     t->ack_pending = false;
+    check_on_trainer(o);
     t->position = survived ? h->version : o->checkpoint.step;
     bool ahead =
         survived &&
@@ -98,7 +99,7 @@ bool trainer_on_hello(struct orch *o, struct peer *p, const struct msg_hello *h,
         t->state = LINK_REPLAYING;
     else
         t->state = survived ? LINK_READY : LINK_RESTORING;
-    lease_start(o);
+    trainer_lease(o);
     log_event(LOG_INFO, "trainer_welcome",
               "epoch=%" PRId64 " position=%" PRId64 " committed=%" PRId64 " survived=%d", t->epoch,
               t->position, o->committed_steps, survived);
@@ -146,6 +147,8 @@ void trainer_send(struct orch *o)
             return;
         t->ack_pending = false;
     }
+    if (t->state == LINK_READY && (!check_send(o) || check_failing(o)))
+        return;
     int64_t n = step_due(o);
     if (n < 0 || t->sent == n)
         return;
@@ -164,7 +167,7 @@ void trainer_send(struct orch *o)
     if (!peers_send(o, p, &m))
         return;
     t->sent = n;
-    lease_start(o);
+    trainer_lease(o);
 }
 
 static void answer(struct orch *o, struct peer *p, const struct msg_step_done *m, enum msg_commit result,
@@ -233,7 +236,7 @@ static void verify_done(struct orch *o, struct peer *p, const struct msg_step_do
         t->position = m->version;
     if (t->position >= o->committed_steps && t->state != LINK_NONE)
         t->state = LINK_READY;
-    lease_start(o);
+    trainer_lease(o);
     take_published(o, m);
     answer(o, p, m, COMMIT_OK, "");
     orch_kick(o);
@@ -267,6 +270,7 @@ static void commit_step(struct orch *o, struct peer *p, const struct msg_step_do
     t->position = o->committed_steps;
     if (!applied)
         orch_warn(o, "step_rejected", "step=%" PRId64 " cause=\"%s\"", m->step, m->reason);
+    check_on_commit(o, m->step, applied);
     answer(o, p, m, COMMIT_OK, "");
     take_published(o, m);
     metrics_step_written(o, m, metrics);
@@ -325,7 +329,7 @@ void trainer_tick(struct orch *o)
     struct trainer_link *t = &o->trainer;
     if (t->state == LINK_NONE)
         return;
-    bool owes = t->sent >= 0 || t->state == LINK_RESTORING;
+    bool owes = t->sent >= 0 || t->state == LINK_RESTORING || o->check.state == CHECK_SENT;
     if (owes && orch_now(o) > t->deadline_ms) {
         fence(o);
         return;

@@ -57,6 +57,7 @@ void trainer_on_checkpoint(struct orch *o, struct peer *p, const struct msg_chec
 void trainer_send(
     struct orch *o); // whatever is due: acknowledgement, PREPARE of the prepared step or of a replay
 void trainer_tick(struct orch *o);
+void trainer_lease(struct orch *o);          // what the trainer owes is due lease_ms from now
 bool trainer_is_ready(const struct orch *o); // holds version committed_steps and computes nothing
 bool trainer_has_checkpoint(const struct orch *o, int64_t step);
 // The evaluation of version `step` is known: for keep_best.
