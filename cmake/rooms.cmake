@@ -47,12 +47,14 @@ function(ooze_proto_room room)
 endfunction()
 
 # kernels/*.c, kernels/ref: baseline x86-64. Each ISA folder is an object library with its own flags;
-# nothing outside it is compiled with them, so that no instruction leaks past the run-time dispatch.
+# nothing outside it is compiled with them, so that no instruction leaks past the run-time dispatch. The flags
+# isa_CLASS stay known to the tests.
+include(CheckCCompilerFlag)
 function(ooze_kernels_room room)
   set(isa_avx2 -mavx2 -mfma -mf16c)
   set(isa_avx512 -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx2 -mfma -mf16c -mprefer-vector-width=512)
   set(isa_avx512bf16 ${isa_avx512} -mavx512bf16 -mavx512vbmi)
-  set(isa_amx ${isa_avx512} -mavx512bf16 -mamx-tile -mamx-bf16)
+  set(isa_amx ${isa_avx512bf16} -mamx-tile -mamx-bf16)
   file(GLOB sources CONFIGURE_DEPENDS ${CMAKE_SOURCE_DIR}/${room}/*.c ${CMAKE_SOURCE_DIR}/${room}/ref/*.c)
   if(NOT sources)
     add_library(ooze_${room} INTERFACE)
@@ -63,6 +65,13 @@ function(ooze_kernels_room room)
   if(CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64")
     foreach(isa avx2 avx512 avx512bf16 amx)
       file(GLOB twins CONFIGURE_DEPENDS ${CMAKE_SOURCE_DIR}/${room}/${isa}/*.c)
+      string(REPLACE ";" " " flags "${isa_${isa}}")
+      check_c_compiler_flag("${flags}" CC_HAS_${isa})
+      if(NOT CC_HAS_${isa})
+        message(STATUS "the compiler lacks ${flags}: no kernels of the class ${isa}")
+        break() # a class stands on those below it
+      endif()
+      set(isa_${isa} ${isa_${isa}} PARENT_SCOPE)
       if(twins)
         add_library(ooze_${room}_${isa} OBJECT ${twins})
         target_compile_options(ooze_${room}_${isa} PRIVATE ${isa_${isa}})

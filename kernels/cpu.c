@@ -1,15 +1,22 @@
 // Feature detection: CPUID for the instructions, XCR0 for the registers the operating system keeps across a
-// switch.
+// switch. Tile registers are given to a process that asks for them; the first question whether there is AMX
+// asks. Any thread.
 #include "kernels/cpu.h"
 
 #include <stdint.h>
 
 #if defined(__x86_64__)
 #include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
 #define XCR0_AVX    0x06u
 #define XCR0_AVX512 0xe6u
 #define XCR0_AMX    0x60000u
+
+// arch_prctl(2): permission to use a register state that is switched on by process (Linux 5.16).
+#define REQ_XCOMP_PERM    0x1023
+#define XFEATURE_TILEDATA 18
 
 struct features {
     uint32_t l1_ecx, l7_ebx, l7_ecx, l7_edx, l71_eax, xcr0;
@@ -35,6 +42,12 @@ static bool has_all(uint32_t word, uint32_t bits)
     return (word & bits) == bits;
 }
 
+// Asking again does no harm; threads inherit the permission.
+static bool tiles_permitted(void)
+{
+    return syscall(SYS_arch_prctl, REQ_XCOMP_PERM, XFEATURE_TILEDATA) == 0;
+}
+
 bool cpu_has(enum isa i)
 {
     struct features f = features_read();
@@ -46,7 +59,7 @@ bool cpu_has(enum isa i)
     bool amx =
         bf16 && has_all(f.xcr0, XCR0_AMX) && has_all(f.l7_edx, 1u << 22 | 1u << 24); // AMX-BF16, AMX-TILE
     const bool has[] = {true, avx2, avx512, bf16, amx};
-    return has[i];
+    return has[i] && (i != ISA_AMX || tiles_permitted());
 }
 #else
 bool cpu_has(enum isa i)

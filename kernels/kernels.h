@@ -75,7 +75,7 @@ struct kernels {
     //   BF16: x rounded to bf16, products of bf16 widened to f32, chain(k).
     //   FP8:  x rounded to bf16; per 128-wide K block b: t_b = chain(k in b) over widened codes;
     //         acc = fma(t_b, scale[n/128, b], acc) for b ascending.
-    //   Classes from avx512bf16 on have their own fixed order for BF16 and FP8 (avx512bf16/avx512bf16.h).
+    //   Classes from avx512bf16 on have their own fixed order for BF16 and FP8: avx512bf16/avx512bf16.h, amx/amx.h.
     void (*gemm)(struct device *d, const struct gemm_weight *w, int64_t m, const float *x, int64_t ldx,
                  const float *bias, bool accumulate, float *y, int64_t ldy);
     // Weight gradients: dw[n,k] += chain(m)(dy[m,n], x[m,k]): the chain starts at 0 and its result is added once.

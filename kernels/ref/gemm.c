@@ -101,6 +101,8 @@ void ref_gemm_dw(struct device *d, enum dtype dtype, int64_t m, int64_t n, int64
                  int64_t lddy, const float *x, int64_t ldx, float *dw)
 {
     assert(dtype == DT_F32 || dtype == DT_BF16);
+    if (m == 0)
+        return;
     struct gemm_dw g = {dtype, m, n, k, dy, lddy, x, ldx, dw};
     split_run(d, n, 1, 3.0 * (double)m * (double)k, gemm_dw_rows, &g);
 }
