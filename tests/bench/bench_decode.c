@@ -1,62 +1,53 @@
-// Tokens a second of the engine: what the forward pass alone would give for the same rows (the bound), what the engine gives,
-// and what the difference costs a token. Models: the quickstart's (871,552 parameters) and SmolLM2-135M's shape, random weights.
-// Usage: bench_decode [quickstart|smollm2] [dtype f32|bf16|fp8] [threads] [sequences] [new tokens]
+// Tokens a second of the engine: four rows of `ooze bench`, all SmolLM2-135M through engine_submit and engine_step with real
+// sampling at temperature 1, a log-probability for every token.
+//
+//   bench_decode [--row b1|b32|prefill|bandwidth] [--serve] [--dtype f32|bf16|fp8] [--kv auto|f32|bf16|fp8] [--isa NAME]
+//                [--threads N] [--models DIR] [--sequences N]
+//
+// b1, b32    PROMPT tokens of context a sequence, then NEW steps of one token each, so that the mean context is 256
+// prefill    32 prompts of 512 tokens, each up to its first sampled token; no prefix cache
+// bandwidth  b1 as bytes a second: what a step has to touch (weights, keys and values at the mean context, each byte once),
+//            beside the speed of reading a working set of that size, measured before and after (peaks.h)
+// Keys and values are bf16 unless --kv says otherwise: llama.cpp's are f16. --serve: the line protocol (cli/bench_child.h);
+// otherwise a table, with the CPU time of a step beside that of the forward pass alone.
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
 
-#include "base/clock.h"
-#include "base/rng.h"
-#include "rollout/engine.h"
+#include "base/mem.h"
+#include "tests/bench/peaks.h"
+#include "tests/bench/subject.h"
 
-static void die(const struct error *err)
-{
-    fprintf(stderr, "bench_decode: %s\n", err->text);
-    exit(1);
-}
+#define PROMPT       224
+#define NEW          64
+#define PREFILL      512
+#define BOUND_S      0.3
+#define TABLE_ROUNDS 3
 
-static struct model_config quickstart(void)
-{
-    return (struct model_config){.arch = "llama",
-                                 .hidden = 128,
-                                 .n_layers = 4,
-                                 .n_heads = 4,
-                                 .n_kv_heads = 4,
-                                 .head_dim = 32,
-                                 .ffn = 352,
-                                 .vocab = 264,
-                                 .max_position = 512,
-                                 .rms_eps = 1e-5f,
-                                 .rope_theta = 1e4,
-                                 .rope_scaling = {.factor = 1},
-                                 .init_std = 0.02,
-                                 .bos_id = -1};
-}
+enum row { ROW_B1, ROW_B32, ROW_PREFILL, ROW_BANDWIDTH };
+static const char *const row_names[] = {"b1", "b32", "prefill", "bandwidth"};
 
-static struct model_config smollm2(void)
-{
-    return (struct model_config){.arch = "llama",
-                                 .hidden = 576,
-                                 .n_layers = 30,
-                                 .n_heads = 9,
-                                 .n_kv_heads = 3,
-                                 .head_dim = 64,
-                                 .ffn = 1536,
-                                 .vocab = 49152,
-                                 .max_position = 8192,
-                                 .rms_eps = 1e-5f,
-                                 .rope_theta = 1e5,
-                                 .rope_scaling = {.factor = 1},
-                                 .tie_embeddings = true,
-                                 .init_std = 0.02,
-                                 .bos_id = -1};
-}
+struct bench {
+    enum row row;
+    bool serve;
+    int32_t n; // sequences
+    enum kv_choice kv;
+    struct subject_options options;
+    struct subject subject;
+    struct engine *engine;
+    struct outputs out;
+    uint64_t round;
+    double touched; // bytes of a step
+    void *working_set;
+};
 
-static double seconds(void)
-{
-    return (double)clock_mono_ns(clock_system()) * 1e-9;
-}
+struct figures {
+    double seconds;  // of the timed steps
+    int64_t steps;   // of those
+    double tokens_s; // per second
+    double cpu_best; // CPU time of all threads, of the cheapest step
+};
 
 // Of this process, all threads: what a step costs when others use the machine, too. Exact with one thread; idle threads spin.
 static double cpu_seconds(void)
@@ -66,40 +57,180 @@ static double cpu_seconds(void)
     return (double)t.tv_sec + (double)t.tv_nsec * 1e-9;
 }
 
-// Steps of n sequences of one row each at position `pos`: forward pass and logits, nothing else. CPU seconds of the best step.
-static double bare_forward(struct device *d, const struct weights *w, const struct model_config *c,
-                           enum dtype dtype, int32_t n, int32_t pos)
+static enum status bench_open(struct bench *b, struct error *err)
 {
-    struct error err;
+    enum status rc = subject_open(&b->options, &b->subject, err);
+    if (rc)
+        return rc;
+    bool prefill = b->row == ROW_PREFILL;
+    int32_t length = prefill ? PREFILL : PROMPT + NEW;
+    const struct engine_config config = {.kv_tokens = 2 * b->n * (length + 64),
+                                         .kv_dtype = b->kv,
+                                         .max_running = b->n,
+                                         .flush_tokens = 16,
+                                         .no_prefix_cache = prefill};
+    outputs_init(&b->out);
+    rc = engine_open(b->subject.d, &b->subject.c, b->options.dtype, &config, &b->engine, err);
+    if (rc)
+        return rc;
+    engine_set_weights(b->engine, b->subject.w, 0);
+    enum dtype kv = kv_dtype_choose(b->kv, b->options.dtype);
+    double kv_token = (double)kv_page_bytes(&b->subject.c, kv, ATTN_BLOCK) / ATTN_BLOCK;
+    b->touched = (double)b->subject.file_bytes + (PROMPT + NEW / 2) * kv_token * b->n;
+    if (b->row == ROW_BANDWIDTH) {
+        b->working_set = device_alloc(b->subject.d, (size_t)b->touched / 64 * 64);
+        if (!b->working_set)
+            return error_set(err, STATUS_NOMEM, "no memory for a working set of %.0f bytes", b->touched);
+        memset(b->working_set, 1, (size_t)b->touched / 64 * 64);
+    }
+    return STATUS_OK;
+}
+
+static void bench_close(struct bench *b)
+{
+    if (b->working_set)
+        device_free(b->subject.d, b->working_set);
+    engine_close(b->engine);
+    outputs_done(&b->out);
+    subject_close(&b->subject);
+}
+
+static enum status step(struct bench *b, struct error *err)
+{
+    outputs_clear(&b->out);
+    return engine_step(b->engine, &b->out, err);
+}
+
+// All prompts to their first token: the prefill row times this.
+static enum status prefill(struct bench *b, struct figures *ret, struct error *err)
+{
+    *ret = (struct figures){0};
+    enum status rc = subject_submit(&b->subject, b->engine, b->n, PREFILL, 1, ++b->round, err);
+    double t0 = subject_seconds(), cpu0 = cpu_seconds();
+    for (; !rc && engine_ready(b->engine); ret->steps++)
+        rc = step(b, err);
+    ret->seconds = subject_seconds() - t0;
+    ret->tokens_s = (double)b->n * PREFILL / ret->seconds;
+    ret->cpu_best = cpu_seconds() - cpu0;
+    return rc;
+}
+
+// One round of decoding: the first steps, with rows of the prompts, are not timed.
+static enum status decode(struct bench *b, struct figures *ret, struct error *err)
+{
+    struct engine_stats before, after;
+    *ret = (struct figures){.cpu_best = 1e9};
+    enum status rc = subject_submit(&b->subject, b->engine, b->n, PROMPT, NEW + 1, ++b->round, err);
+    engine_stats(b->engine, &before);
+    while (!rc && engine_ready(b->engine)) {
+        double t0 = subject_seconds(), cpu0 = cpu_seconds();
+        rc = step(b, err);
+        engine_stats(b->engine, &after);
+        bool full = after.generated_tokens - before.generated_tokens == b->n &&
+                    after.prefill_tokens == before.prefill_tokens;
+        before = after;
+        if (!full)
+            continue;
+        double cpu = cpu_seconds() - cpu0;
+        ret->seconds += subject_seconds() - t0;
+        ret->steps++;
+        ret->cpu_best = cpu < ret->cpu_best ? cpu : ret->cpu_best;
+    }
+    ret->tokens_s = (double)ret->steps * b->n / ret->seconds;
+    if (!rc && ret->steps < NEW / 2)
+        rc = error_set(err, STATUS_CORRUPT, "only %lld steps of decoding alone", (long long)ret->steps);
+    return rc;
+}
+
+static enum status measure(struct bench *b, struct figures *ret, struct error *err)
+{
+    return b->row == ROW_PREFILL ? prefill(b, ret, err) : decode(b, ret, err);
+}
+
+static double read_speed(struct bench *b)
+{
+    return peak_read(b->subject.d, b->working_set, (size_t)b->touched / 64 * 64, BOUND_S);
+}
+
+// ---- for `ooze bench` ---------------------------------------------------------------------------------------------------
+
+static enum status answer(struct bench *b, struct error *err)
+{
+    struct figures f;
+    double bound = b->row == ROW_BANDWIDTH ? read_speed(b) : 0;
+    enum status rc = measure(b, &f, err);
+    if (rc)
+        return rc;
+    double step_ms = 1e3 * f.seconds / (double)f.steps;
+    if (b->row == ROW_BANDWIDTH) {
+        double again = read_speed(b);
+        printf("{\"value\":%.6g,\"bound\":%.6g,\"bound_name\":\"reading %.0f MB\",\"tokens_per_s\":%.2f}\n",
+               b->touched / step_ms * 1e-6, (again > bound ? again : bound) * 1e-9, b->touched * 1e-6,
+               f.tokens_s);
+    } else {
+        printf("{\"value\":%.6g,\"step_ms\":%.4f}\n", f.tokens_s, step_ms);
+    }
+    return STATUS_OK;
+}
+
+static enum status serve(struct bench *b, struct error *err)
+{
+    static const char *const kv_names[] = {"auto", "f32", "bf16", "fp8"};
+    struct figures f;
+    char line[64];
+    enum status rc = bench_open(b, err);
+    if (rc || (rc = measure(b, &f, err))) // the prompts are in the prefix cache from here on
+        return rc;
+    printf("{\"ready\":true,\"isa\":\"%s\",\"threads\":%d,\"bytes\":%lld,\"bytes_touched\":%.0f,\"dtype\":\"%"
+           "s\","
+           "\"kv\":\"%s\",\"weights\":\"%s\",\"sampled\":\"temperature 1, with logprobs\"}\n",
+           isa_name(b->subject.d->isa), pool_threads(b->subject.d->pool), (long long)b->subject.file_bytes,
+           b->touched, dtype_name(b->options.dtype), kv_names[b->kv],
+           b->subject.random ? "random" : "SmolLM2");
+    fflush(stdout);
+    while (!rc && fgets(line, sizeof line, stdin) && strcmp(line, "run\n") == 0) {
+        rc = answer(b, err);
+        fflush(stdout);
+    }
+    return rc;
+}
+
+// ---- for people -----------------------------------------------------------------------------------------------------------
+
+// CPU seconds of the cheapest forward pass with logits of n sequences of one row each at position pos.
+static enum status bare_forward(struct bench *b, int32_t pos, double *ret, struct error *err)
+{
+    struct device *d = b->subject.d;
+    const struct model_config *c = &b->subject.c;
     struct kv *kv = NULL;
-    int32_t per_seq = pos / 32 + 1;
-    if (kv_open(d, c, kv_dtype_for(dtype), n * per_seq, 32, &kv, &err) != STATUS_OK)
-        die(&err);
+    int32_t n = b->n, per_seq = pos / ATTN_BLOCK + 1;
+    enum status rc =
+        kv_open(d, c, kv_dtype_choose(b->kv, b->options.dtype), n * per_seq, ATTN_BLOCK, &kv, err);
+    if (rc)
+        return rc;
     int32_t *ids = mem_must((size_t)n, sizeof *ids), *at = mem_must((size_t)n, sizeof *at);
     int32_t *pages = mem_must((size_t)(n * per_seq), sizeof *pages);
     struct attn_seq *seqs = mem_must((size_t)n, sizeof *seqs);
     for (int32_t i = 0; i < n; i++) {
-        ids[i] = i % 200;
+        ids[i] = i;
         at[i] = pos;
         seqs[i] = (struct attn_seq){.row0 = i, .n_rows = 1, .pos0 = pos, .pages = pages + i * per_seq};
         for (int32_t k = 0; k < per_seq; k++)
             pages[i * per_seq + k] = i * per_seq + k;
     }
-    const struct batch b = {.n_rows = n, .n_seqs = n, .ids = ids, .pos = at, .seqs = seqs};
+    const struct batch batch = {.n_rows = n, .n_seqs = n, .ids = ids, .pos = at, .seqs = seqs};
     float *hidden = device_alloc(d, (size_t)(n * c->hidden) * sizeof(float));
     float *logits = device_alloc(d, (size_t)(n * c->vocab) * sizeof(float));
     struct arena arena;
     arena_init(&arena, 0);
-    double best = 1e9;
-    double until = seconds() + 1.5;
-    while (seconds() < until) {
+    *ret = 1e9;
+    for (double until = subject_seconds() + 1.5; !rc && subject_seconds() < until;) {
         double t0 = cpu_seconds();
         arena_reset(&arena);
-        if (model_forward(w, kv, &b, &arena, hidden, &err) != STATUS_OK)
-            die(&err);
-        model_logits(w, n, hidden, logits);
+        rc = model_forward(b->subject.w, kv, &batch, &arena, hidden, err);
+        model_logits(b->subject.w, n, hidden, logits);
         double t = cpu_seconds() - t0;
-        best = t < best ? t : best;
+        *ret = t < *ret ? t : *ret;
     }
     arena_done(&arena);
     device_free(d, hidden);
@@ -109,101 +240,93 @@ static double bare_forward(struct device *d, const struct weights *w, const stru
     free(pages);
     free(seqs);
     kv_close(kv);
-    return best;
+    return rc;
 }
 
-static void engine_run(struct device *d, const struct weights *w, const struct model_config *c,
-                       enum dtype dtype, int32_t n, int32_t n_new, double bare_s)
+static enum status table(struct bench *b, struct error *err)
 {
-    struct error err;
-    struct engine *e = NULL;
-    const struct engine_config config = {.kv_tokens = n * (n_new + 64), .max_running = n, .flush_tokens = 16};
-    if (engine_open(d, c, dtype, &config, &e, &err) != STATUS_OK)
-        die(&err);
-    engine_set_weights(e, w, 0);
-    struct outputs out;
-    outputs_init(&out);
-    int32_t ids[16];
-    struct rng r;
-    rng_init(&r, 1, 1);
-    for (int32_t j = 0; j < n; j++) {
-        for (int32_t i = 0; i < 16; i++)
-            ids[i] = (int32_t)rng_below(&r, 200);
-        const struct engine_job job = {
-            .msg = {.job = (uint64_t)j + 1,
-                    .trajectory = (uint64_t)j,
-                    .session = (uint64_t)j + 1,
-                    .sampling = {.temperature = 1, .top_p = 1, .max_new = n_new, .train = true},
-                    .n_ids = 16,
-                    .ids = ids}};
-        if (engine_submit(e, &job, &err) != STATUS_OK)
-            die(&err);
-    }
-    double t0 = 0, best = 1e9, t_start = 0;
-    int64_t steps = 0;
-    while (engine_ready(e)) {
-        struct engine_stats before, after;
-        engine_stats(e, &before);
-        t0 = cpu_seconds();
-        outputs_clear(&out);
-        if (engine_step(e, &out, &err) != STATUS_OK)
-            die(&err);
-        double t = cpu_seconds() - t0;
-        if (steps++ == 0) {
-            t_start = seconds(); // the first step is the prompts'
-            continue;
+    struct figures f;
+    double bare, best = 1e9;
+    enum status rc = bench_open(b, err);
+    if (rc || (rc = measure(b, &f, err)))
+        return rc;
+    printf("SmolLM2-135M, %s weights %s, %lld bytes, %s, %d sequences\n",
+           b->subject.random ? "random" : "its own", dtype_name(b->options.dtype),
+           (long long)b->subject.file_bytes, b->subject.d->name, (int)b->n);
+    for (int i = 0; i < TABLE_ROUNDS; i++) {
+        if ((rc = measure(b, &f, err)))
+            return rc;
+        best = f.cpu_best < best ? f.cpu_best : best;
+        printf("%10.1f tokens/s of wall time, %.3f ms a step, %lld steps", f.tokens_s,
+               1e3 * f.seconds / (double)f.steps, (long long)f.steps);
+        if (b->row == ROW_BANDWIDTH) {
+            double speed = b->touched * (double)f.steps / f.seconds, bound = read_speed(b);
+            printf(", %.2f GB/s, %.3f of reading %.0f MB", speed * 1e-9, speed / bound, b->touched * 1e-6);
         }
-        engine_stats(e, &after);
-        bool full = after.generated_tokens - before.generated_tokens == n &&
-                    after.prefill_tokens == before.prefill_tokens;
-        best = full && t < best ? t : best;
+        printf("\n");
     }
-    double wall = seconds() - t_start;
-    struct engine_stats s;
-    engine_stats(e, &s);
-    double mean = wall / (double)(steps - 1);
-    printf("engine: %.0f tokens/s of wall time, %.3f ms a step\n", (double)(s.generated_tokens - n) / wall,
-           mean * 1e3);
-    printf("CPU time of the best step: engine %.3f ms (%.0f tokens/s a core), forward alone %.3f ms: ratio "
-           "%.3f, %.2f us a token beside it\n",
-           best * 1e3, n / best, bare_s * 1e3, bare_s / best, (best - bare_s) / n * 1e6);
-    outputs_done(&out);
-    engine_close(e);
+    if (b->row == ROW_PREFILL)
+        return STATUS_OK;
+    if ((rc = bare_forward(b, PROMPT + NEW / 2, &bare, err)))
+        return rc;
+    printf("CPU time of the cheapest step: engine %.3f ms, forward pass and logits alone %.3f ms: ratio "
+           "%.3f, %.2f us a "
+           "token beside it\n",
+           best * 1e3, bare * 1e3, bare / best, (best - bare) / b->n * 1e6);
+    return STATUS_OK;
+}
+
+static bool option(struct bench *b, const char *name, const char *value)
+{
+    static const char *const kv_names[] = {"auto", "f32", "bf16", "fp8"};
+    bool ok = true;
+    if (strcmp(name, "--row") == 0) {
+        ok = false;
+        for (int i = 0; i < 4; i++)
+            if (strcmp(value, row_names[i]) == 0) {
+                b->row = (enum row)i;
+                b->n = i == ROW_B32 || i == ROW_PREFILL ? 32 : 1;
+                ok = true;
+            }
+    } else if (strcmp(name, "--kv") == 0) {
+        ok = false;
+        for (int i = 0; i < 4; i++)
+            if (strcmp(value, kv_names[i]) == 0) {
+                b->kv = (enum kv_choice)i;
+                ok = true;
+            }
+    } else if (strcmp(name, "--dtype") == 0)
+        ok = subject_dtype(value, &b->options.dtype);
+    else if (strcmp(name, "--isa") == 0)
+        b->options.isa = value;
+    else if (strcmp(name, "--models") == 0)
+        b->options.models = value;
+    else if (strcmp(name, "--threads") == 0)
+        b->options.threads = atoi(value);
+    else if (strcmp(name, "--sequences") == 0)
+        b->n = atoi(value);
+    else
+        ok = false;
+    return ok && b->n >= 1 && b->n <= 1024;
 }
 
 int main(int argc, char **argv)
 {
-    bool small = argc < 2 || strcmp(argv[1], "smollm2") != 0;
-    const char *type = argc > 2 ? argv[2] : "fp8";
-    enum dtype dtype = strcmp(type, "f32") == 0 ? DT_F32 : strcmp(type, "bf16") == 0 ? DT_BF16 : DT_FP8;
-    int threads = argc > 3 ? atoi(argv[3]) : 2;
-    int32_t n = argc > 4 ? atoi(argv[4])
-                : small  ? 256
-                         : 16,
-            n_new = argc > 5 ? atoi(argv[5])
-                    : small  ? 200
-                             : 30;
+    struct bench b = {.n = 1, .kv = KV_BF16, .options = {.isa = "auto", .dtype = DT_FP8}};
     struct error err;
-    struct device *d = NULL;
-    struct layout l;
-    struct weights *w = NULL;
-    struct model_config c = small ? quickstart() : smollm2();
-    if (device_open("cpu", "auto", threads, &d, &err) != STATUS_OK ||
-        layout_open(&c, &l, &err) != STATUS_OK ||
-        weights_open(d, &c, &l, dtype, false, &w, &err) != STATUS_OK)
-        die(&err);
-    float *master = mem_alloc((size_t)l.total * sizeof(float));
-    layout_init_random(&l, &c, 1, master);
-    weights_set(w, master);
-    mem_free(master);
-    printf("%s, %lld parameters, %s, %s, %d sequences, %d new tokens each\n",
-           small ? "quickstart" : "smollm2", (long long)l.n_parameters, type, d->name, n, n_new);
-    double bare = bare_forward(d, w, &c, dtype, n, 16 + n_new / 2);
-    printf("weights %.1f MiB, forward pass in %.3f ms of CPU time: %.1f GB/s\n",
-           (double)weights_bytes(w) / 1048576, bare * 1e3, (double)weights_bytes(w) / bare * 1e-9);
-    engine_run(d, w, &c, dtype, n, n_new, bare);
-    weights_close(w);
-    layout_done(&l);
-    device_close(d);
-    return 0;
+    for (int i = 1; i < argc; i++) {
+        if (strcmp(argv[i], "--serve") == 0) {
+            b.serve = true;
+        } else if (i + 1 == argc || !option(&b, argv[i], argv[i + 1])) {
+            fprintf(stderr, "bench_decode: option %s\n", argv[i]);
+            return 2;
+        } else {
+            i++;
+        }
+    }
+    enum status rc = b.serve ? serve(&b, &err) : table(&b, &err);
+    if (rc)
+        printf("{\"error\":\"bench_decode: %s\"}\n", err.text);
+    bench_close(&b);
+    return rc ? 1 : 0;
 }

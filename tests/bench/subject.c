@@ -1,0 +1,127 @@
+// The benchmarks' model: see subject.h. One thread.
+#include "tests/bench/subject.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/clock.h"
+#include "base/file.h"
+#include "base/mem.h"
+#include "base/rng.h"
+#include "model/folder.h"
+#include "model/plan.h"
+
+#define PROMPT_MAX 4096
+
+static struct model_config smollm2(void)
+{
+    return (struct model_config){.arch = "llama",
+                                 .hidden = 576,
+                                 .n_layers = 30,
+                                 .n_heads = 9,
+                                 .n_kv_heads = 3,
+                                 .head_dim = 64,
+                                 .ffn = 1536,
+                                 .vocab = 49152,
+                                 .max_position = 8192,
+                                 .rms_eps = 1e-5f,
+                                 .rope_theta = 1e5,
+                                 .rope_scaling = {.factor = 1},
+                                 .tie_embeddings = true,
+                                 .init_std = 0.02,
+                                 .bos_id = -1};
+}
+
+static enum status read_master(struct subject *s, const char *models, float **ret, struct error *err)
+{
+    char dir[1024];
+    enum status rc;
+    snprintf(dir, sizeof dir, "%s/hf", models ? models : "");
+    s->random = !models || !file_exists(dir);
+    s->c = smollm2();
+    if (!s->random && (rc = model_config_read(dir, &s->c, err)))
+        return rc;
+    if ((rc = layout_open(&s->c, &s->layout, err)))
+        return rc;
+    if (!s->random)
+        return model_folder_read(dir, &s->c, &s->layout, ret, err);
+    *ret = mem_alloc((size_t)s->layout.total * sizeof(float));
+    if (!*ret)
+        return error_set(err, STATUS_NOMEM, "no memory for the weights");
+    layout_init_random(&s->layout, &s->c, 1, *ret);
+    return STATUS_OK;
+}
+
+enum status subject_open(const struct subject_options *o, struct subject *ret, struct error *err)
+{
+    struct subject s = {0};
+    float *master = NULL;
+    pool_thread_init();
+    enum status rc = device_open("cpu", o->isa, o->threads, &s.d, err);
+    if (rc || (rc = read_master(&s, o->models, &master, err)) ||
+        (rc = weights_open(s.d, &s.c, &s.layout, o->dtype, false, &s.w, err))) {
+        mem_free(master);
+        subject_close(&s);
+        return rc;
+    }
+    weights_set(s.w, master);
+    mem_free(master);
+    struct plan p;
+    plan_init(&p, &s.layout, o->dtype);
+    s.file_bytes = p.data_bytes;
+    plan_done(&p);
+    *ret = s;
+    return STATUS_OK;
+}
+
+void subject_close(struct subject *s)
+{
+    weights_close(s->w);
+    layout_done(&s->layout);
+    device_close(s->d);
+    *s = (struct subject){0};
+}
+
+enum status subject_submit(const struct subject *s, struct engine *e, int32_t n, int32_t length,
+                           int32_t n_new, uint64_t round, struct error *err)
+{
+    int32_t ids[PROMPT_MAX];
+    struct rng r;
+    rng_init(&r, 1, 1);
+    if (length > PROMPT_MAX)
+        return error_set(err, STATUS_RANGE, "prompts of at most %d tokens", PROMPT_MAX);
+    for (int32_t j = 0; j < n; j++) {
+        for (int32_t i = 0; i < length; i++)
+            ids[i] = (int32_t)rng_below(&r, (uint64_t)s->c.vocab);
+        const struct engine_job job = {
+            .msg = {.job = (round << 16) + (uint64_t)j + 1,
+                    .run_seed = round,
+                    .trajectory = (uint64_t)j,
+                    .sampling =
+                        {.temperature = 1, .top_p = 1, .max_new = n_new, .train = true, .ignore_eos = true},
+                    .n_ids = length,
+                    .ids = ids}};
+        enum status rc = engine_submit(e, &job, err);
+        if (rc)
+            return rc;
+    }
+    return STATUS_OK;
+}
+
+double subject_seconds(void)
+{
+    return (double)clock_mono_ns(clock_system()) * 1e-9;
+}
+
+bool subject_dtype(const char *name, enum dtype *ret)
+{
+    static const enum dtype all[] = {DT_F32, DT_BF16, DT_FP8};
+    static const char *const names[] = {"f32", "bf16", "fp8"};
+    for (int i = 0; i < 3; i++)
+        if (strcmp(name, names[i]) == 0) {
+            *ret = all[i];
+            return true;
+        }
+    return false;
+}
