@@ -42,7 +42,6 @@ struct check {
     bool loaded;        // `message` is that step's
     struct arena arena; // life of `message`, until it is sent
     struct msg_check message;
-    int32_t n_trajectories; // in it
     // failing
     struct ledger_parity failed; // the row to be; its detail is written last
     int64_t failed_version;
