@@ -135,6 +135,8 @@ static enum status take_message(struct client *c, const struct msg *m, struct er
         break;
     case MSG_COMMIT_ACK:
     case MSG_CHECKPOINT:
+    case MSG_CHECK:
+    case MSG_TRACE:
         break;
     default:
         return STATUS_OK; // nothing that a trainer needs
@@ -163,6 +165,28 @@ static enum status receive_all(struct client *c, struct error *err)
     return STATUS_OK;
 }
 
+static void log_sent(const struct msg *m)
+{
+    if (m->type == MSG_STEP_DONE)
+        log_event(m->step_done.outcome == STEP_APPLIED ? LOG_INFO : LOG_WARN, "step_done",
+                  "step=%lld version=%lld hash=%.16s%s%.200s", (long long)m->step_done.step,
+                  (long long)m->step_done.version, m->step_done.hash,
+                  *m->step_done.reason ? " rejected=" : "", m->step_done.reason);
+    else if (m->type == MSG_CHECK_DONE)
+        log_event(m->check_done.differs ? LOG_WARN : LOG_INFO, "check",
+                  "segments=%d crossing=%d skipped=%d tokens=%lld max_abs_diff=%.9g%s%.200s",
+                  m->check_done.compared, m->check_done.crossing, m->check_done.skipped,
+                  (long long)m->check_done.tokens, m->check_done.max_abs_diff,
+                  *m->check_done.error ? " cause=" : "", m->check_done.error);
+    else if (m->type == MSG_TRACE_DONE)
+        log_event(LOG_INFO, "trace", "version=%lld tokens=%d ops=%d%s%.200s",
+                  (long long)m->trace_done.version, m->trace_done.n_logprobs, m->trace_done.n_ops,
+                  *m->trace_done.error ? " cause=" : "", m->trace_done.error);
+    else
+        log_event(LOG_INFO, "checkpoint", "step=%lld path=%s", (long long)m->checkpoint.step,
+                  m->checkpoint.path);
+}
+
 static enum status send_all(struct client *c, struct error *err)
 {
     const struct msg *m = worker_outgoing(c->worker);
@@ -176,14 +200,7 @@ static enum status send_all(struct client *c, struct error *err)
     c->blocked = !sent;
     if (!sent)
         return STATUS_OK;
-    if (m->type == MSG_STEP_DONE)
-        log_event(m->step_done.outcome == STEP_APPLIED ? LOG_INFO : LOG_WARN, "step_done",
-                  "step=%lld version=%lld hash=%.16s%s%.200s", (long long)m->step_done.step,
-                  (long long)m->step_done.version, m->step_done.hash,
-                  *m->step_done.reason ? " rejected=" : "", m->step_done.reason);
-    else
-        log_event(LOG_INFO, "checkpoint", "step=%lld path=%s", (long long)m->checkpoint.step,
-                  m->checkpoint.path);
+    log_sent(m);
     worker_sent(c->worker);
     return STATUS_OK;
 }

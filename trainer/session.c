@@ -31,6 +31,7 @@ void session_close(struct session *s)
 {
     if (!s)
         return;
+    rescore_done(&s->rescore); // before its device
     trainer_close(s->trainer);
     free(s);
 }
@@ -284,4 +285,26 @@ enum status session_checkpoint(struct session *s, const struct msg_checkpoint *c
         if (strcmp(c->prune[i], s->written.path) != 0)
             rc = checkpoint_remove(s->run_dir, c->prune[i], err);
     return rc;
+}
+
+enum status session_check(struct session *s, const struct msg_check *c, struct msg *ret, struct error *err)
+{
+    *ret = (struct msg){.type = MSG_NONE};
+    if (c->epoch != s->epoch)
+        return STATUS_OK; // of another incarnation
+    enum status rc = rescore_check(&s->rescore, s->trainer, c, &ret->check_done, err);
+    if (!rc)
+        ret->type = MSG_CHECK_DONE;
+    return rc;
+}
+
+enum status session_trace(struct session *s, const struct msg_trace *t, struct msg *ret, struct error *err)
+{
+    (void)err;
+    *ret = (struct msg){.type = MSG_NONE};
+    if (t->epoch != s->epoch)
+        return STATUS_OK;
+    rescore_trace(&s->rescore, s->trainer, t, &ret->trace_done);
+    ret->type = MSG_TRACE_DONE;
+    return STATUS_OK;
 }

@@ -1,5 +1,5 @@
-// The trainer's side of the conversation with the orchestrator, without sockets or threads: WELCOME, PREPARE, COMMIT_ACK and
-// CHECKPOINT go in, STEP_DONE and CHECKPOINT come out (flow in protocols.md §6, contract 1 of architecture.md).
+// The trainer's side of the conversation with the orchestrator, without sockets or threads: WELCOME, PREPARE, COMMIT_ACK,
+// CHECKPOINT, CHECK and TRACE go in, STEP_DONE, CHECKPOINT, CHECK_DONE and TRACE_DONE come out (flow in protocols.md §6, contract 1 of architecture.md).
 //
 //   WELCOME ──► session_welcome ── restore if needed ─┬─ checkpoint is the newest step: publish ──► STEP_DONE(step - 1)
 //                                                     └─ later steps were recorded: wait for their PREPARE(replay)
@@ -10,6 +10,7 @@
 //                                 └─ fenced / conflict: error, the process ends
 //   CHECKPOINT ► session_checkpoint ── without a path: write one of the committed step ──► CHECKPOINT
 //                                   └─ recorded: prune what it names
+//   CHECK ──────► session_check ──► CHECK_DONE;  TRACE ──► session_trace ──► TRACE_DONE: they touch no state of training
 //
 // Invariants
 //   1. A prepared step is computed once per incarnation and state: repeats are answered from `done`.
@@ -21,6 +22,7 @@
 #include "base/clock.h"
 #include "proto/msg.h"
 #include "trainer/publish.h"
+#include "trainer/rescore.h"
 #include "trainer/step.h"
 
 struct session_done { // the newest STEP_DONE
@@ -41,6 +43,7 @@ struct session {
     int64_t epoch, checkpoint_step, committed_steps;
     char checkpoint[RUNCONFIG_PATH], checkpoint_hash[HASH_HEX]; // where WELCOME said to start
     struct session_done done;
+    struct rescore rescore;
     struct { // written and not yet acknowledged
         bool valid;
         int64_t step;
@@ -62,6 +65,10 @@ enum status session_commit(struct session *s, const struct msg_commit_ack *a, st
                            struct error *err) OOZE_MUST_USE;
 enum status session_checkpoint(struct session *s, const struct msg_checkpoint *c, struct msg *ret,
                                struct error *err) OOZE_MUST_USE;
+enum status session_check(struct session *s, const struct msg_check *c, struct msg *ret,
+                          struct error *err) OOZE_MUST_USE;
+enum status session_trace(struct session *s, const struct msg_trace *t, struct msg *ret,
+                          struct error *err) OOZE_MUST_USE;
 // The CHECKPOINT message while unacknowledged, else MSG_NONE: repeated by the caller.
 void session_pending(const struct session *s, struct msg *ret);
 

@@ -35,6 +35,9 @@ struct worker {
     const struct msg *out;
     int64_t prepare_epoch, prepare_step; // newest one posted and not yet finished; step -1 = none
     int64_t welcome_epoch;               // newest one posted; -1 = none
+    bool checking;                       // CHECK check_epoch, check_id was posted and is not finished
+    int64_t check_epoch;
+    uint64_t check_id;
     struct error error;
     struct worker_load load;
 };
@@ -80,6 +83,31 @@ static void copy_checkpoint(struct arena *a, struct msg_checkpoint *c, bool *ok)
     c->prune = prune;
 }
 
+static void copy_check(struct arena *a, struct msg_check *c, bool *ok)
+{
+    size_t n = (size_t)c->n_tokens, n_weights = (size_t)c->n_weights;
+    c->segments = copy_bytes(a, c->segments, (size_t)c->n_segments * sizeof *c->segments, ok);
+    c->kv = copy_bytes(a, c->kv, (size_t)c->n_kv * sizeof *c->kv, ok);
+    c->ids = copy_bytes(a, c->ids, n * sizeof *c->ids, ok);
+    c->mask = copy_bytes(a, c->mask, n * sizeof *c->mask, ok);
+    c->logprobs = copy_bytes(a, c->logprobs, n * sizeof *c->logprobs, ok);
+    c->versions = copy_bytes(a, c->versions, n * sizeof *c->versions, ok);
+    c->temperatures = copy_bytes(a, c->temperatures, n * sizeof *c->temperatures, ok);
+    struct msg_weights *w = n_weights ? arena_alloc(a, n_weights * sizeof *w) : NULL;
+    *ok = *ok && (!n_weights || w);
+    for (size_t i = 0; i < n_weights && w; i++)
+        w[i] = (struct msg_weights){c->weights[i].version, copy_string(a, c->weights[i].path, ok),
+                                    copy_string(a, c->weights[i].hash, ok)};
+    c->weights = w;
+}
+
+static void copy_trace(struct arena *a, struct msg_trace *t, bool *ok)
+{
+    t->path = copy_string(a, t->path, ok);
+    t->hash = copy_string(a, t->hash, ok);
+    t->ids = copy_bytes(a, t->ids, (size_t)t->n_ids * sizeof *t->ids, ok);
+}
+
 static enum status letter_init(struct letter *l, const struct msg *m, struct error *err)
 {
     bool ok = true;
@@ -97,6 +125,10 @@ static enum status letter_init(struct letter *l, const struct msg *m, struct err
         l->msg.commit_ack.reason = copy_string(&l->arena, m->commit_ack.reason, &ok);
     } else if (m->type == MSG_CHECKPOINT) {
         copy_checkpoint(&l->arena, &l->msg.checkpoint, &ok);
+    } else if (m->type == MSG_CHECK) {
+        copy_check(&l->arena, &l->msg.check, &ok);
+    } else if (m->type == MSG_TRACE) {
+        copy_trace(&l->arena, &l->msg.trace, &ok);
     } else {
         ok = false;
     }
@@ -135,6 +167,10 @@ static enum status handle(struct session *s, const struct msg *m, struct msg *re
         return session_prepare(s, &m->prepare, ret, err);
     case MSG_COMMIT_ACK:
         return session_commit(s, &m->commit_ack, ret, err);
+    case MSG_CHECK:
+        return session_check(s, &m->check, ret, err);
+    case MSG_TRACE:
+        return session_trace(s, &m->trace, ret, err);
     default:
         return session_checkpoint(s, &m->checkpoint, ret, err);
     }
@@ -154,6 +190,8 @@ static enum status work(struct worker *w, struct letter *l, struct msg *ret)
     if (l->msg.type == MSG_PREPARE && l->msg.prepare.epoch == w->prepare_epoch &&
         l->msg.prepare.step == w->prepare_step)
         w->prepare_step = -1;
+    if (l->msg.type == MSG_CHECK && l->msg.check.id == w->check_id)
+        w->checking = false;
     w->load.step = -1;
     w->load.busy_ns += spent;
     w->load.version = s->holding ? s->trainer->step : -1;
@@ -249,6 +287,8 @@ static bool is_repeat(const struct worker *w, const struct msg *m)
 {
     if (m->type == MSG_PREPARE)
         return m->prepare.epoch == w->prepare_epoch && m->prepare.step == w->prepare_step;
+    if (m->type == MSG_CHECK)
+        return w->checking && m->check.epoch == w->check_epoch && m->check.id == w->check_id;
     return m->type == MSG_WELCOME && m->welcome.epoch == w->welcome_epoch;
 }
 
@@ -271,6 +311,11 @@ enum status worker_post(struct worker *w, const struct msg *m, struct error *err
     if (m->type == MSG_PREPARE) {
         w->prepare_epoch = m->prepare.epoch;
         w->prepare_step = m->prepare.step;
+    }
+    if (m->type == MSG_CHECK) {
+        w->checking = true;
+        w->check_epoch = m->check.epoch;
+        w->check_id = m->check.id;
     }
     pthread_cond_broadcast(&w->changed);
 out:

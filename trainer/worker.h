@@ -21,8 +21,8 @@ enum status worker_open(struct session *s, int wake_fd, struct worker **ret, str
 // Asks the step under way to stop at the next micro-batch, drops what waits, joins. NULL is fine. The session stays open.
 void worker_close(struct worker *w);
 
-// Copies m (WELCOME, PREPARE, COMMIT_ACK or CHECKPOINT) into the inbox; a repeat of a PREPARE that still waits or is
-// under way, and of a WELCOME already taken, is dropped. STATUS_LIMIT when the inbox is full.
+// Copies m (WELCOME, PREPARE, COMMIT_ACK, CHECKPOINT, CHECK or TRACE) into the inbox; a repeat of a PREPARE or CHECK that still waits
+// or is under way, and of a WELCOME already taken, is dropped. STATUS_LIMIT when the inbox is full.
 enum status worker_post(struct worker *w, const struct msg *m, struct error *err) OOZE_MUST_USE;
 // The message to send, or NULL. It stays valid, and the thread waits, until worker_sent.
 const struct msg *worker_outgoing(struct worker *w);
