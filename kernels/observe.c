@@ -199,6 +199,13 @@ static struct extent extent_of(int n_seqs, const struct attn_seq *seqs)
     return e;
 }
 
+// Keys and values of one position.
+static double kv_row_bytes(const struct attn_cache *c)
+{
+    double scale = c->dtype == DT_FP8 ? F32 : 0;
+    return 2 * (double)c->n_kv * ((double)c->head_dim * (double)dtype_bytes(c->dtype) + scale);
+}
+
 static void obs_kv_write(struct device *d, const struct attn_cache *cache, int n_seqs,
                          const struct attn_seq *seqs, const float *k, int64_t ldk, const float *v,
                          int64_t ldv)
@@ -206,7 +213,7 @@ static void obs_kv_write(struct device *d, const struct attn_cache *cache, int n
     struct extent e = extent_of(n_seqs, seqs);
     int64_t width = (int64_t)cache->n_kv * cache->head_dim;
     CALL(kv_write, .dtype = cache->dtype, .m = e.rows, .n = 2 * width);
-    c.bytes = 2 * (double)e.rows * (double)width * (double)(F32 + dtype_bytes(cache->dtype));
+    c.bytes = (double)e.rows * (2 * F32 * (double)width + kv_row_bytes(cache));
     WATCH(kv_write, cache, n_seqs, seqs, k, ldk, v, ldv);
 }
 
@@ -218,17 +225,17 @@ static void obs_attention(struct device *d, const struct attn_cache *cache, int 
     int64_t width = (int64_t)n_heads * cache->head_dim;
     CALL(attention, .dtype = cache->dtype, .m = e.rows, .n = width);
     c.flops = 4 * e.pairs * (double)width;
-    c.bytes = 2 * F32 * (double)e.rows * (double)width +
-              2 * e.keys * (double)(cache->n_kv * cache->head_dim) * (double)dtype_bytes(cache->dtype);
+    c.bytes = 2 * F32 * (double)e.rows * (double)width + e.keys * kv_row_bytes(cache);
     add_output(&c, out + e.row0 * ldo, e.rows, width, ldo, F32);
     WATCH(attention, cache, n_heads, scale, n_seqs, seqs, q, ldq, out, ldo, lse);
 }
 
-static void obs_attention_grad(struct device *d, enum dtype dtype, int n_heads, int n_kv, int head_dim, float scale, int n_seqs,
-                               const struct attn_seq *seqs, const float *q, int64_t ldq, const float *k,
-                               int64_t ldk, const float *v, int64_t ldv, const float *out, int64_t ldo,
-                               const float *lse, const float *dout, int64_t lddo, float *dq, int64_t lddq,
-                               float *dk, int64_t lddk, float *dv, int64_t lddv)
+static void obs_attention_grad(struct device *d, enum dtype dtype, int n_heads, int n_kv, int head_dim,
+                               float scale, int n_seqs, const struct attn_seq *seqs, const float *q,
+                               int64_t ldq, const float *k, int64_t ldk, const float *v, int64_t ldv,
+                               const float *out, int64_t ldo, const float *lse, const float *dout,
+                               int64_t lddo, float *dq, int64_t lddq, float *dk, int64_t lddk, float *dv,
+                               int64_t lddv)
 {
     struct extent e = extent_of(n_seqs, seqs);
     int64_t width = (int64_t)n_heads * head_dim, kv = (int64_t)n_kv * head_dim;
@@ -238,8 +245,8 @@ static void obs_attention_grad(struct device *d, enum dtype dtype, int n_heads, 
     add_output(&c, dq + e.row0 * lddq, e.rows, width, lddq, F32);
     add_output(&c, dk + e.row0 * lddk, e.rows, kv, lddk, F32);
     add_output(&c, dv + e.row0 * lddv, e.rows, kv, lddv, F32);
-    WATCH(attention_grad, dtype, n_heads, n_kv, head_dim, scale, n_seqs, seqs, q, ldq, k, ldk, v, ldv, out, ldo, lse,
-          dout, lddo, dq, lddq, dk, lddk, dv, lddv);
+    WATCH(attention_grad, dtype, n_heads, n_kv, head_dim, scale, n_seqs, seqs, q, ldq, k, ldk, v, ldv, out,
+          ldo, lse, dout, lddo, dq, lddq, dk, lddk, dv, lddv);
 }
 
 // ---- vocabulary ----------------------------------------------------------------------------------------------

@@ -107,7 +107,8 @@ static void test_attention_counts_visible_keys(void **state)
     enum { HEADS = 2, KV = 1, D = 16, PAGE = 32 };
     struct device *d = open_device();
     static float q[6 * HEADS * D], out[6 * HEADS * D], k[6 * D], v[6 * D], cells[2][2 * PAGE * D];
-    struct attn_cache c = {DT_F32, PAGE, KV, D, cells[0], cells[1]};
+    struct attn_cache c = {
+        .dtype = DT_F32, .page_tokens = PAGE, .n_kv = KV, .head_dim = D, .k = cells[0], .v = cells[1]};
     int32_t pages[] = {0, 1};
     // rows 0..3 at positions 0..3 of page 0, rows 4..5 at positions 10, 11 of page 1
     struct attn_seq seqs[] = {{0, 4, 0, pages}, {4, 2, 10, pages + 1}};
