@@ -153,7 +153,7 @@ static void answer_trace(struct wire *w, const struct msg_trace *t, bool trainer
         }
     m.trace_done.n_logprobs = refusal[0] ? 0 : t->n_ids;
     for (int32_t i = 0; i < m.trace_done.n_logprobs; i++)
-        logprobs[i] = odd_layer < 3 ? -1.001f : -1;
+        logprobs[i] = odd_layer < 3 && faults == OTHER_ISA ? -1.001f : -1;
     say(w, &m);
 }
 
