@@ -1,9 +1,8 @@
-// Products beside the machine's peak: tests/kernels/gemm_bench.h. Usage: bench_gemm [isa] [threads]
-#include <stdlib.h>
-
-#include "tests/kernels/gemm_bench.h"
+// Matrix products of the model's shapes in GFLOP/s; `ooze bench gemm` sets them beside bench_dnnl's.
+// Usage: bench_gemm [--isa CLASS] [--threads N] [--type f32|bf16|fp8] [--serve]
+#include "tests/bench/gemm_bench.h"
 
 int main(int argc, char **argv)
 {
-    return gemm_bench(argc > 1 ? argv[1] : "auto", argc > 2 ? atoi(argv[2]) : 0);
+    return gemm_bench(argc, argv);
 }

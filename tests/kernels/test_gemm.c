@@ -1,8 +1,8 @@
 // weight_pack, gemm, gemm_dw and bias_grad of every class: random shapes with odd tails, strides, accumulation and special values.
 // Classes that keep ref's order are compared with ref bit for bit. The others are compared bit for bit with a plain-C model of the order
 // they document (order.h), and lie within the derived error bound of ref.
+#include "tests/bench/gemm_bench.h"
 #include "tests/kernels/check.h"
-#include "tests/kernels/gemm_bench.h"
 #include "tests/kernels/order.h"
 
 static struct check check;
@@ -371,11 +371,11 @@ static void test_bias_grad(void **state)
     }
 }
 
-// --bench [isa] [threads] measures instead.
+// --bench [--isa CLASS] [--threads N] [--type T] measures instead.
 int main(int argc, char **argv)
 {
     if (argc > 1 && !strcmp(argv[1], "--bench"))
-        return gemm_bench(argc > 2 ? argv[2] : "auto", argc > 3 ? atoi(argv[3]) : 0);
+        return gemm_bench(argc - 1, argv + 1);
     if (!check_init(&check, 11))
         return 77;
     const struct CMUnitTest tests[] = {
