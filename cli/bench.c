@@ -10,6 +10,8 @@
 
 enum { EXIT_BELOW = 3 };
 
+#define DEADLINE_MAX 86400
+
 static const char usage[] =
     "usage: ooze bench NAME… [options]\n"
     "       ooze bench --all [options]\n"
@@ -19,6 +21,7 @@ static const char usage[] =
     "  --all           every row\n"
     "  --json          one object a row on stdout instead of the table\n"
     "  --runs N        measured runs of each side (5)\n"
+    "  --deadline S    seconds that one measured run may take (by row)\n"
     "  --isa CLASS     our highest kernel class: ref, avx2, avx512, avx512bf16, amx (auto)\n"
     "  --threads N     of both sides (all cores)\n"
     "  --python P      Python that has the peers; else OOZE_BENCH_PYTHON, else that of tests/bench/setup.sh\n"
@@ -190,11 +193,12 @@ static int profile(int argc, char **argv)
     return EXIT_FAILED;
 }
 
-static bool parse_runs(const char *text, int *ret)
+// text NULL: *ret stays.
+static bool parse_count(const char *text, int max, int *ret)
 {
     char *end;
-    long v = text ? strtol(text, &end, 10) : 5;
-    if (text && (*end || end == text || v < 1 || v > BENCH_RUNS_MAX))
+    long v = text ? strtol(text, &end, 10) : *ret;
+    if (text && (*end || end == text || v < 1 || v > max))
         return false;
     *ret = (int)v;
     return true;
@@ -203,15 +207,21 @@ static bool parse_runs(const char *text, int *ret)
 int command_bench(int argc, char **argv)
 {
     bool list = false, all = false, as_json = false;
-    const char *runs = NULL, *python = NULL, *models = NULL;
-    struct bench_setting s = {0};
+    const char *runs = NULL, *deadline = NULL, *python = NULL, *models = NULL;
+    struct bench_setting s = {.runs = 5};
     struct places places;
     struct error err;
-    const struct option_spec specs[] = {{"list", NULL, &list},         {"all", NULL, &all},
-                                        {"json", NULL, &as_json},      {"quiet", NULL, &s.quiet},
-                                        {"runs", &runs, NULL},         {"isa", &s.isa, NULL},
-                                        {"threads", &s.threads, NULL}, {"python", &python, NULL},
-                                        {"models", &models, NULL},     {0}};
+    const struct option_spec specs[] = {{"list", NULL, &list},
+                                        {"all", NULL, &all},
+                                        {"json", NULL, &as_json},
+                                        {"quiet", NULL, &s.quiet},
+                                        {"runs", &runs, NULL},
+                                        {"deadline", &deadline, NULL},
+                                        {"isa", &s.isa, NULL},
+                                        {"threads", &s.threads, NULL},
+                                        {"python", &python, NULL},
+                                        {"models", &models, NULL},
+                                        {0}};
     if (argc > 0 && !strcmp(argv[0], "profile"))
         return profile(argc, argv);
     int n, rc = options_parse("bench", usage, specs, argc, argv, &n);
@@ -221,7 +231,8 @@ int command_bench(int argc, char **argv)
         list_rows();
         return EXIT_DONE;
     }
-    if ((n == 0) != all || !parse_runs(runs, &s.runs)) {
+    if ((n == 0) != all || !parse_count(runs, BENCH_RUNS_MAX, &s.runs) ||
+        !parse_count(deadline, DEADLINE_MAX, &s.run_s)) {
         fputs(usage, stderr);
         return EXIT_USAGE;
     }

@@ -294,7 +294,8 @@ static enum status run_once(struct bench_child *c, const struct bench_result *r,
                             const struct bench_setting *s, json_t *into, struct error *err)
 {
     json_t *answer;
-    enum status rc = bench_child_run(c, (int64_t)r->row->run_s * 1000, &answer, err);
+    int64_t run_s = s->run_s ? s->run_s : r->row->run_s;
+    enum status rc = bench_child_run(c, run_s * 1000, &answer, err);
     if (rc)
         return rc;
     if (!s->quiet)

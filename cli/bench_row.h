@@ -27,6 +27,7 @@ struct bench_setting {
     const char *models, *python; // of the peers
     const char *isa, *threads;   // passed on; NULL = the program's own
     int runs;
+    int run_s;  // deadline of one run; 0 = the row's
     bool quiet; // no progress on stderr
 };
 
