@@ -11,7 +11,8 @@ static const char usage[] =
     "every trajectory in at most\n"
     "one step; the token-in-token-out invariants of every stored trajectory; the lag bound token by token; "
     "the chain of steps; the hashes\n"
-    "of weights files that are still there. Works on a running run too.\n\n"
+    "of weights files that are still there; the outcome of every parity check. Works on a running run "
+    "too.\n\n"
     "  --json   {ok, violations:[…], issued, trained, dropped:{reason:n}, in_flight, max_lag_seen, …}\n\n"
     "Exit codes: 0 clean, 1 violations found or no ledger, 2 wrong usage.\n";
 
@@ -33,6 +34,18 @@ static void print_audit(const json_t *j)
            (long long)json_integer_value(json_object_get(j, "steps")),
            (long long)json_integer_value(json_object_get(j, "max_lag_seen")),
            (long long)json_integer_value(json_object_get(j, "weights_checked")));
+    const json_t *parity = json_object_get(j, "parity");
+    if (json_integer_value(json_object_get(parity, "checks")) +
+        json_integer_value(json_object_get(parity, "probes")))
+        printf(
+            "parity: %lld trajectories scored again, %lld of them across a refit, %.1f%% of trained tokens; "
+            "largest difference %.9g; %lld skipped; %lld probes of engines\n",
+            (long long)json_integer_value(json_object_get(parity, "segments")),
+            (long long)json_integer_value(json_object_get(parity, "refit_crossings")),
+            100 * json_number_value(json_object_get(parity, "coverage")),
+            json_number_value(json_object_get(parity, "max_abs_diff")),
+            (long long)json_integer_value(json_object_get(parity, "skipped")),
+            (long long)json_integer_value(json_object_get(parity, "probes")));
     json_array_foreach(json_object_get(j, "violations"), i, v)
     {
         printf("VIOLATION %s", json_string_value(json_object_get(v, "rule")));

@@ -9,13 +9,15 @@
 #include "ledger/reader.h"
 #include "text/tokenizer.h"
 
-static const char usage[] = "usage: ooze show [--jsonl] [--limit N] RUN [trajectory ID [ATTEMPT]]\n\n"
-                            "Without a trajectory: the newest ones, a line each (--limit, default 20). With "
-                            "one: every token with its id, text, log-probability,\n"
-                            "weights version, mask and the trajectory's advantage, and the task's replies in "
-                            "between. ATTEMPT defaults to the last.\n\n"
-                            "  --jsonl   one JSON object a line: trajectories, or tokens of one\n\n"
-                            "Exit codes: 0 shown, 1 not there, 2 wrong usage.\n";
+static const char usage[] =
+    "usage: ooze show [--jsonl] [--limit N] RUN [trajectory ID [ATTEMPT] | parity]\n\n"
+    "Without a trajectory: the newest ones, a line each (--limit, default 20). With "
+    "one: every token with its id, text, log-probability,\n"
+    "weights version, mask and the trajectory's advantage, and the task's replies in "
+    "between. ATTEMPT defaults to the last. parity: the newest parity checks, a line each, "
+    "and what the failed ones found.\n\n"
+    "  --jsonl   one JSON object a line: trajectories, or tokens of one\n\n"
+    "Exit codes: 0 shown, 1 not there, 2 wrong usage.\n";
 
 static int print_jsonl(json_t *list)
 {
@@ -53,6 +55,50 @@ static void print_units(const json_t *list)
                (long long)json_integer_value(json_object_get(v, "n_tokens")),
                (long long)json_integer_value(json_object_get(v, "version_min")),
                (long long)json_integer_value(json_object_get(v, "version_max")));
+    }
+}
+
+// A number, or - where the ledger has none.
+static const char *number(const json_t *o, const char *key, const char *format, char ret[32])
+{
+    const json_t *v = json_object_get(o, key);
+    if (json_is_number(v))
+        snprintf(ret, 32, format, json_number_value(v));
+    else
+        snprintf(ret, 32, "-");
+    return ret;
+}
+
+static void print_parity(const json_t *list)
+{
+    size_t i;
+    json_t *v;
+    char a[32], b[32];
+    printf("%-7s %6s %8s %-12s %12s %8s %8s %8s %6s %13s %8s %s\n", "kind", "step", "version", "engine",
+           "trajectories", "crossing", "skipped", "tokens", "ops", "max_abs_diff", "gate", "ok");
+    json_array_foreach(list, i, v)
+    {
+        const char *peer = json_string_value(json_object_get(v, "peer"));
+        printf("%-7s %6.0f %8s %-12s %12.0f %8.0f %8.0f %8.0f %6.0f %13s %8g %s\n",
+               json_string_value(json_object_get(v, "kind")), json_number_value(json_object_get(v, "step")),
+               number(v, "version", "%.0f", a), peer && *peer ? peer : "-",
+               json_number_value(json_object_get(v, "segments")),
+               json_number_value(json_object_get(v, "crossing")),
+               json_number_value(json_object_get(v, "skipped")),
+               json_number_value(json_object_get(v, "tokens")), json_number_value(json_object_get(v, "ops")),
+               number(v, "max_abs_diff", "%.9g", b), json_number_value(json_object_get(v, "gate")),
+               json_is_true(json_object_get(v, "ok")) ? "yes" : "NO");
+        if (json_is_number(json_object_get(v, "trajectory")))
+            printf("        trajectory %.0f attempt %.0f segment %.0f token %.0f: recorded %.9g, scored "
+                   "again %.9g\n",
+                   json_number_value(json_object_get(v, "trajectory")),
+                   json_number_value(json_object_get(v, "attempt")),
+                   json_number_value(json_object_get(v, "segment")),
+                   json_number_value(json_object_get(v, "position")),
+                   json_number_value(json_object_get(v, "recorded")),
+                   json_number_value(json_object_get(v, "rescored")));
+        if (json_string_length(json_object_get(v, "detail")))
+            printf("        %s\n", json_string_value(json_object_get(v, "detail")));
     }
 }
 
@@ -178,20 +224,23 @@ int command_show(int argc, char **argv)
     if (rc >= 0)
         return rc;
     int max = atoi(limit);
-    if (n < 1 || n == 2 || n > 4 || max < 1 || (n > 1 && strcmp(argv[1], "trajectory") != 0)) {
+    bool parity = n == 2 && strcmp(argv[1], "parity") == 0;
+    if (n < 1 || (n == 2 && !parity) || n > 4 || max < 1 || (n > 2 && strcmp(argv[1], "trajectory") != 0)) {
         fputs(usage, stderr);
         return EXIT_USAGE;
     }
     if (ledger_open_readonly(argv[0], &l, &err))
         return command_fail("show", &err);
-    if (n > 1) {
+    if (n > 2) {
         rc = show_unit(l, argv[0], n, argv, jsonl, &err);
-    } else if (ledger_list_units(l, max, &list, &err)) {
+    } else if (parity ? ledger_parity_list(l, max, &list, &err) : ledger_list_units(l, max, &list, &err)) {
         rc = command_fail("show", &err);
     } else {
         rc = EXIT_DONE;
         if (jsonl)
             print_jsonl(list);
+        else if (parity)
+            print_parity(list);
         else
             print_units(list);
         json_decref(list);

@@ -17,9 +17,19 @@ static const char usage[] =
     "usage: ooze status [--json] [--watch] RUN\n\n"
     "  --json    one JSON object: run, state, stage, step, weights_version, uptime_s, reward, groups, "
     "tokens, lag,\n"
-    "            throughput, processes, last_error\n"
+    "            throughput, parity, processes, last_error\n"
     "  --watch   refresh every second until Ctrl-C\n\n"
     "Exit codes: 0 the run answered or its ledger was read, 1 neither, 2 wrong usage.\n";
+
+static json_t *parity_from_ledger(const struct ledger_parity_totals *t)
+{
+    double coverage = t->tokens_trained > 0 ? (double)t->tokens / (double)t->tokens_trained : 0;
+    return json_pack("{s:s, s:f, s:f, s:I, s:I, s:I, s:I, s:I}", "state", t->failed ? "failed" : "idle",
+                     "max_abs_diff", t->max_abs_diff, "coverage", coverage, "trajectories",
+                     (json_int_t)t->segments, "refit_crossings", (json_int_t)t->crossing, "skipped",
+                     (json_int_t)t->skipped, "checks", (json_int_t)t->checks, "probes",
+                     (json_int_t)t->probes);
+}
 
 // The same object as the orchestrator's, from the ledger alone.
 static enum status status_from_ledger(const char *run_dir, json_t **ret, struct error *err)
@@ -27,6 +37,7 @@ static enum status status_from_ledger(const char *run_dir, json_t **ret, struct 
     struct ledger *l;
     struct ledger_state s;
     struct ledger_counts c;
+    struct ledger_parity_totals parity;
     json_t *rewards = NULL, *dropped = NULL;
     char *state = NULL;
     struct error none;
@@ -34,7 +45,7 @@ static enum status status_from_ledger(const char *run_dir, json_t **ret, struct 
     if (rc)
         return rc;
     if ((rc = ledger_state_read(l, 0, &s, err)) || (rc = ledger_counts_read(l, &c, err)) ||
-        (rc = ledger_rewards(l, 2000, &rewards, err)))
+        (rc = ledger_rewards(l, 2000, &rewards, err)) || (rc = ledger_parity_totals_read(l, &parity, err)))
         goto out;
     bool known = !ledger_meta_get(l, "state", &state, &none);
     bool over = known && (!strcmp(state, "done") || !strcmp(state, "stopped"));
@@ -53,6 +64,7 @@ static enum status status_from_ledger(const char *run_dir, json_t **ret, struct 
                      (json_int_t)c.tokens_generated, "trained", (json_int_t)c.tokens_trained, "dropped",
                      (json_int_t)c.tokens_dropped, "lag", "throughput", "processes", "last_error");
     rewards = NULL;
+    json_object_set_new(*ret, "parity", parity_from_ledger(&parity));
 out:
     json_decref(rewards);
     json_decref(dropped);
@@ -112,6 +124,13 @@ static void print_status(const json_t *j)
     if (json_is_object(speed))
         printf("  throughput     generate %.0f tok/s   train %.0f tok/s\n", num(speed, "generate_tok_s"),
                num(speed, "train_tok_s"));
+    const json_t *parity = json_object_get(j, "parity");
+    if (num(parity, "checks") + num(parity, "probes") > 0)
+        printf("  parity         largest difference %.9g   coverage %.1f%%   trajectories %.0f   across a "
+               "refit %.0f   "
+               "skipped %.0f\n",
+               num(parity, "max_abs_diff"), 100 * num(parity, "coverage"), num(parity, "trajectories"),
+               num(parity, "refit_crossings"), num(parity, "skipped"));
     json_object_foreach(json_object_get(j, "series"), key, v)
     {
         table_spark(v, 40, spark, sizeof spark);

@@ -186,6 +186,12 @@ struct ledger_turn {
     const char *reply;
     bool done;
 };
+// That the turn's sampled piece ended in a stop id although its last token does not tell: one of the model's that the chat does not
+// know. With the piece, in its transaction; asked for when an episode goes on after a crash.
+enum status ledger_turn_stopped_set(struct ledger *l, int64_t trajectory, int32_t attempt, int32_t turn,
+                                    struct error *err) OOZE_MUST_USE;
+enum status ledger_turn_stopped(struct ledger *l, int64_t trajectory, int32_t attempt, int32_t turn,
+                                bool *ret, struct error *err) OOZE_MUST_USE;
 enum status ledger_turn_add(struct ledger *l, const struct ledger_turn *t, struct error *err) OOZE_MUST_USE;
 
 // ---- steps
@@ -302,6 +308,8 @@ struct ledger_unit_key {
 // The units of a step, each once, in the step's order.
 enum status ledger_step_units(struct ledger *l, int64_t step, struct arena *arena,
                               struct ledger_unit_key **ret, int32_t *ret_n, struct error *err) OOZE_MUST_USE;
+// All tokens of the step's units, prepared or committed.
+enum status ledger_step_tokens(struct ledger *l, int64_t step, int64_t *ret, struct error *err) OOZE_MUST_USE;
 // Sampled tokens of the step's units that were trained.
 enum status ledger_step_trained_tokens(struct ledger *l, int64_t step, int64_t *ret,
                                        struct error *err) OOZE_MUST_USE;

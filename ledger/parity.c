@@ -77,6 +77,11 @@ enum status ledger_parity_totals_read(struct ledger *l, struct ledger_parity_tot
     return STATUS_OK;
 }
 
+enum status ledger_step_tokens(struct ledger *l, int64_t step, int64_t *ret, struct error *err)
+{
+    return db_int(l, err, 0, ret, "SELECT SUM(n_tokens) FROM unit WHERE step=?1", "i", step);
+}
+
 enum status ledger_step_trained_tokens(struct ledger *l, int64_t step, int64_t *ret, struct error *err)
 {
     return db_int(l, err, 0, ret, "SELECT SUM(n_sampled) FROM unit WHERE step=?1 AND state=5 AND source=0",

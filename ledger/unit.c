@@ -191,6 +191,28 @@ enum status ledger_piece_add(struct ledger *l, const struct ledger_piece *p, str
     return rc ? rc : moved(l, p->trajectory, p->attempt, "longer", err);
 }
 
+enum status ledger_turn_stopped_set(struct ledger *l, int64_t trajectory, int32_t attempt, int32_t turn,
+                                    struct error *err)
+{
+    enum status rc = db_writable(l, "turn", err);
+    if (rc)
+        return rc;
+    return db_exec(l, err, "INSERT OR REPLACE INTO turn_stopped VALUES(?1,?2,?3)", "iii", trajectory,
+                   (int64_t)attempt, (int64_t)turn);
+}
+
+enum status ledger_turn_stopped(struct ledger *l, int64_t trajectory, int32_t attempt, int32_t turn,
+                                bool *ret, struct error *err)
+{
+    int64_t n;
+    enum status rc = db_int(
+        l, err, 0, &n, "SELECT COUNT(*) FROM turn_stopped WHERE trajectory=?1 AND attempt=?2 AND turn=?3",
+        "iii", trajectory, (int64_t)attempt, (int64_t)turn);
+    if (!rc)
+        *ret = n > 0;
+    return rc;
+}
+
 enum status ledger_turn_add(struct ledger *l, const struct ledger_turn *t, struct error *err)
 {
     enum status rc = db_writable(l, "turn", err);

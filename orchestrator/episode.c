@@ -388,6 +388,9 @@ void episode_on_tokens(struct orch *o, struct episode *ep, struct job *j)
             .kv_bytes = j->n_kv * (int32_t)sizeof *j->kv,
         };
         bool bad = journal_begin(o, &err) || ledger_piece_add(o->ledger, &p, &err);
+        // The model has stop ids of its own: what the last token does not tell is kept for whoever goes on with the episode.
+        if (!bad && !ep->cut && !chat_is_stop(o->chat, j->ids[j->n - 1]))
+            bad = ledger_turn_stopped_set(o->ledger, p.trajectory, p.attempt, p.turn, &err);
         free(spans);
         if (bad) {
             orch_fail(o, &err);
@@ -491,7 +494,14 @@ void episode_resume(struct episode *ep)
         episode_generate(ep);
         return;
     }
-    ep->cut = !chat_is_stop(ep->o->chat, ep->session.tokens.ids[ep->session.tokens.n - 1]);
+    struct error err;
+    bool stopped = chat_is_stop(ep->o->chat, ep->session.tokens.ids[ep->session.tokens.n - 1]);
+    if (!stopped && ledger_turn_stopped(ep->o->ledger, (int64_t)ep->trajectory, (int32_t)ep->attempt,
+                                        ep->turn, &stopped, &err)) {
+        orch_fail(ep->o, &err);
+        return;
+    }
+    ep->cut = !stopped;
     take_message(ep);
     episode_call_step(ep);
 }

@@ -1,6 +1,7 @@
 // Steps; see step.h for the invariants. Runs on the loop's thread.
 #include "orchestrator/step.h"
 
+#include <assert.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -52,6 +53,27 @@ bool step_checkpoints(const struct orch *o, int64_t stage_step)
     return is_last(o, stage_step) || o->stopping || (every > 0 && (o->committed_steps + 1) % every == 0);
 }
 
+enum status step_fits(int64_t step, const char *stage, int64_t n_members, int64_t n_tokens, struct error *err)
+{
+    if (n_members <= MSG_MEMBERS && n_tokens <= MSG_BATCH_MAX)
+        return STATUS_OK;
+    return error_set(err, STATUS_UNSUPPORTED,
+                     "step %lld has %lld segments with %lld tokens; the trainer takes %d and %d in one step: "
+                     "lower groups_per_step, group_size or batch_rows of stage %s",
+                     (long long)step, (long long)n_members, (long long)n_tokens, MSG_MEMBERS, MSG_BATCH_MAX,
+                     stage);
+}
+
+// Into the open transaction; refused before it is durable when it is more than a message holds.
+static enum status record(struct orch *o, const struct ledger_step *s, struct error *err)
+{
+    int64_t n_tokens;
+    enum status rc = ledger_step_prepare(o->ledger, s, err);
+    if (!rc)
+        rc = ledger_step_tokens(o->ledger, s->step, &n_tokens, err);
+    return rc ? rc : step_fits(s->step, orch_stage(o)->name, s->n_members, n_tokens, err);
+}
+
 void step_prepare(struct orch *o, const struct ledger_member *members, int32_t n)
 {
     const struct run_stage *stage = orch_stage(o);
@@ -73,7 +95,7 @@ void step_prepare(struct orch *o, const struct ledger_member *members, int32_t n
         .n_members = n,
         .members = members,
     };
-    if (journal_begin(o, &err) || ledger_step_prepare(o->ledger, &s, &err)) {
+    if (journal_begin(o, &err) || record(o, &s, &err)) {
         orch_fail(o, &err);
         return;
     }
@@ -253,11 +275,7 @@ static enum status fill_arrays(struct msg_prepare *m, const struct ledger_step_f
     int64_t total = 0, at = 0;
     for (int32_t i = 0; i < f->step.n_members; i++)
         total += f->sequences[i].n;
-    if (total > MSG_BATCH_MAX || f->step.n_members > MSG_MEMBERS)
-        return error_set(
-            err, STATUS_LIMIT,
-            "step %lld has %lld tokens in %d members; a message holds %d and %d: lower groups_per_step",
-            (long long)f->step.step, (long long)total, f->step.n_members, MSG_BATCH_MAX, MSG_MEMBERS);
+    assert(total <= MSG_BATCH_MAX && f->step.n_members <= MSG_MEMBERS); // or it were not recorded: step_fits
     size_t n = (size_t)total;
     struct msg_member *members = arena_zalloc(a, (size_t)f->step.n_members * sizeof *members);
     int32_t *ids = arena_alloc(a, n * 4), *versions = arena_alloc(a, n * 4);

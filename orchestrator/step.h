@@ -39,7 +39,10 @@ bool step_publishes(const struct orch *o, int64_t stage_step);
 bool step_checkpoints(const struct orch *o, int64_t stage_step);
 bool step_evaluates(const struct orch *o, int64_t stage_step); // eval.every fires after it
 
-// Records a step with these members (ordered) and hands it to the trainer.
+// What one PREPARE holds: STATUS_UNSUPPORTED over MSG_MEMBERS members (segments) or MSG_BATCH_MAX tokens, naming what to lower.
+enum status step_fits(int64_t step, const char *stage, int64_t n_members, int64_t n_tokens,
+                      struct error *err) OOZE_MUST_USE;
+// Records a step with these members (ordered) and hands it to the trainer. One that no message holds is not recorded: the run ends.
 void step_prepare(struct orch *o, const struct ledger_member *members, int32_t n);
 
 #endif

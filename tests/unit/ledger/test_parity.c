@@ -173,6 +173,8 @@ static void test_checks_add_up(void **state)
     int64_t n;
     OK(ledger_step_trained_tokens(l, 1, &n, err));
     assert_int_equal(n, 4);
+    OK(ledger_step_tokens(l, 1, &n, err));
+    assert_int_equal(n, 6);
     json_t *j = audit_now();
     assert_true(json_is_true(json_object_get(j, "ok")));
     const json_t *parity = json_object_get(j, "parity");

@@ -10,12 +10,12 @@ static void answer_job(struct wire *w, const struct msg_job *j, int64_t version,
     int32_t ids[8];
     float logprobs[8];
     struct rng_token_key key = {j->run_seed, j->trajectory, j->attempt, j->segment};
-    int32_t n = 0;
+    int32_t n = 0, eos = faults == OTHER_STOP ? OTHER_EOS : EOS;
     REQUIRE(j->min_version <= version && j->n_ids > 0);
     for (; n < 4 && n < j->sampling.max_new; n++) {
         float u = rng_token_uniform(&key, (uint32_t)(j->n_ids + n));
         bool stop = n == 3 || (n > 0 && u < 0.2f);
-        ids[n] = stop ? EOS : 'a' + (int32_t)(u * 20);
+        ids[n] = stop ? eos : 'a' + (int32_t)(u * 20);
         logprobs[n] = -1.0f - u;
         if (stop) {
             n++;
@@ -51,7 +51,7 @@ static void answer_job(struct wire *w, const struct msg_job *j, int64_t version,
                                    .spans = &second,
                                    .n_kv = 1,
                                    .kv = &kv,
-                                   .finish = ids[n - 1] == EOS ? FINISH_STOP : FINISH_LENGTH,
+                                   .finish = ids[n - 1] == eos ? FINISH_STOP : FINISH_LENGTH,
                                    .error = ""};
     say(w, &m);
 }

@@ -22,6 +22,7 @@
 #define STEPS     (SFT_STEPS + RL_STEPS)
 #define MAX_LAG   2
 #define EOS       258
+#define OTHER_EOS 262
 #define KEPT      8192
 #define SHARE     0.5 // of a checked step's trajectories
 #define DRIFT_AT  3   // step of the rl stage whose check finds a difference
@@ -34,6 +35,7 @@ static enum {
     OTHER_BITS,
     HANGS,
     LOST_ACK,
+    OTHER_STOP,   // none: the model ends its turns with an id that the chat does not know
     DRIFT,        // a check finds a token outside 0, and engine-1 computes otherwise
     PASSING,      // the same, but nobody computes otherwise by then
     ODD_ENGINE,   // engine-0 computes otherwise from the start

@@ -126,6 +126,20 @@ static void test_lease(void **unused)
     clean_up();
 }
 
+// The model ends its turns with stop ids of its own. Killed between a turn's tokens and the service's reply, the orchestrator still
+// knows that they were not cut off.
+static void test_stop_ids_of_the_model(void **unused)
+{
+    (void)unused;
+    set_up_run();
+    faults = OTHER_STOP;
+    const struct plan plan = {.kill_orch_at = SFT_STEPS + 4};
+    assert_int_equal(play(&plan), 0);
+    assert_int_equal(restarts_of[ORCH], 1);
+    check_ledger();
+    clean_up();
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {cmocka_unit_test(test_losses),
@@ -133,6 +147,7 @@ int main(void)
                                        cmocka_unit_test(test_conflict_stops_the_run),
                                        cmocka_unit_test(test_lease),
                                        cmocka_unit_test(test_killed_at_boundary),
-                                       cmocka_unit_test(test_lost_acknowledgement)};
+                                       cmocka_unit_test(test_lost_acknowledgement),
+                                       cmocka_unit_test(test_stop_ids_of_the_model)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
