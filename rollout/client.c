@@ -42,18 +42,23 @@ struct client {
     int n_fetched;
 };
 
-// false: not sent (the queue is full, or nobody is there yet).
-static bool send(struct client *c, const struct msg *m)
+// STATUS_INVALID: this message can never be sent. STATUS_AGAIN: later (the queue is full, or nobody is there yet).
+static enum status try_send(struct client *c, const struct msg *m, struct error *err)
 {
-    struct error err;
-    enum status st = wire_send(c->wire, NULL, m, &err);
+    enum status st = wire_send(c->wire, NULL, m, err);
     if (st != STATUS_OK && st != STATUS_AGAIN && st != STATUS_PEER) {
         char quoted[1200];
         log_event(LOG_WARN, "send_failed", "message=%s cause=%s", msg_type_name(m->type),
-                  log_quote(err.text, quoted, sizeof quoted));
+                  log_quote(err->text, quoted, sizeof quoted));
     }
     c->sent_messages += st == STATUS_OK;
-    return st == STATUS_OK;
+    return st == STATUS_OK || st == STATUS_INVALID ? st : STATUS_AGAIN;
+}
+
+static void send(struct client *c, const struct msg *m)
+{
+    struct error err;
+    (void)!try_send(c, m, &err);
 }
 
 // From another host there is more that can be wrong than an orchestrator that is still starting, and CURVE does not say what: a
@@ -110,14 +115,36 @@ static void check_silence(void *ctx)
 
 // ---- tokens -------------------------------------------------------------------------------------------------------------
 
+// Its tokens break a limit of msg.h, so that no message can carry them: the job ends with an error, at what was sent of it. If
+// even that cannot be said it is forgotten; the orchestrator's lease ends it there.
+static void give_up(struct client *c, struct job *b, const char *why)
+{
+    if (b->unsendable) {
+        jobs_forget(c->jobs, b);
+        return;
+    }
+    char text[1200];
+    snprintf(text, sizeof text, "the engine's tokens cannot be sent: %s", why);
+    if (b->finish == FINISH_NONE)
+        worker_cancel(c->config.worker, b->job);
+    b->unsendable = true;
+    jobs_fail_unsent(c->jobs, b, text);
+}
+
 static void send_queued(struct client *c)
 {
     if (!c->welcome)
         return; // all is sent again after WELCOME
     for (struct job *b; (b = jobs_queued(c->jobs));) {
         struct msg m;
+        struct error err;
         jobs_message(c->jobs, b, &m);
-        if (!send(c, &m)) {
+        enum status st = try_send(c, &m, &err);
+        if (st == STATUS_INVALID) {
+            give_up(c, b, err.text);
+            continue;
+        }
+        if (st != STATUS_OK) {
             loop_timer_set(c->retry, RETRY_MS, 0);
             return;
         }
@@ -140,6 +167,44 @@ void client_outputs(struct client *c, const struct outputs *o)
             jobs_take(c->jobs, b, o, &o->items[i]);
     }
     send_queued(c);
+}
+
+// ---- traces -------------------------------------------------------------------------------------------------------------
+
+void client_traced(struct client *c, const struct worker_trace *t)
+{
+    size_t n = t->ok ? (size_t)t->trace.n_ops : 0;
+    struct msg_trace_op *ops = mem_must(n + 1, sizeof *ops);
+    uint64_t *digests = mem_must(n + 1, sizeof *digests);
+    for (size_t i = 0; i < n; i++) {
+        const struct trace_op *op = &t->trace.ops[i];
+        ops[i] = (struct msg_trace_op){op->layer, op->nth, op->block, op->op};
+        digests[i] = op->digest;
+    }
+    struct msg m = {.type = MSG_TRACE_DONE};
+    m.trace_done = (struct msg_trace_done){.epoch = t->epoch,
+                                           .id = t->id,
+                                           .version = t->version,
+                                           .ok = t->ok,
+                                           .error = t->error,
+                                           .n_ops = (int32_t)n,
+                                           .ops = ops,
+                                           .digests = digests,
+                                           .n_logprobs = t->ok ? t->trace.n : 0,
+                                           .logprobs = t->trace.logprobs};
+    send(c, &m); // when lost: the orchestrator's deadline passes
+    free(ops);
+    free(digests);
+}
+
+static void on_trace(struct client *c, const struct msg_trace *m)
+{
+    struct worker_trace refused = {.id = m->id, .epoch = m->epoch, .version = m->version};
+    struct error err;
+    if (worker_trace(c->config.worker, m, &err) == STATUS_OK)
+        return;
+    memcpy(refused.error, err.text, sizeof refused.error);
+    client_traced(c, &refused);
 }
 
 // ---- weights --------------------------------------------------------------------------------------------------------------
@@ -382,6 +447,9 @@ static void on_message(struct client *c, const struct msg *m)
         break;
     case MSG_VERSION:
         on_version(c, &m->version);
+        break;
+    case MSG_TRACE:
+        on_trace(c, &m->trace);
         break;
     case MSG_CHUNK_DATA:
         fetch_chunk(c->fetch, &m->chunk_data);

@@ -41,6 +41,7 @@ void client_close(struct client *c);
 // The worker's callbacks, passed on. Jobs of the HTTP API are skipped.
 void client_outputs(struct client *c, const struct outputs *o);
 void client_loaded(struct client *c, const struct worker_loaded *l);
+void client_traced(struct client *c, const struct worker_trace *t);
 
 struct client_stats {
     bool welcome;

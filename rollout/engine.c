@@ -502,6 +502,23 @@ int64_t engine_version(const struct engine *e)
     return e->version;
 }
 
+enum status engine_trace(struct engine *e, int64_t version, int32_t n, const int32_t *ids, struct trace *ret,
+                         struct error *err)
+{
+    if (!e->weights || version != e->version)
+        return error_set(err, STATUS_REFUSED, "weights %lld are in use, not %lld", (long long)e->version,
+                         (long long)version);
+    if (n < 2 || n - 1 > e->model.max_position)
+        return error_set(err, STATUS_INVALID, "a trace of %d tokens: give 2 to %lld", n,
+                         (long long)e->model.max_position + 1);
+    for (int32_t i = 0; i < n; i++)
+        if (ids[i] < 0 || ids[i] >= e->model.vocab)
+            return error_set(err, STATUS_INVALID, "token %d at position %d is not in the vocabulary of %lld",
+                             ids[i], i, (long long)e->model.vocab);
+    return trace_engine(e->weights, kv_dtype_choose(e->config.kv_dtype, weights_dtype(e->weights)), n, ids,
+                        ret, err);
+}
+
 void engine_pause(struct engine *e, enum engine_pause how)
 {
     if (how == ENGINE_PAUSE_ABORT)

@@ -20,7 +20,7 @@
 #define ROLLOUT_ENGINE_H
 
 #include "base/clock.h"
-#include "model/model.h"
+#include "model/trace.h"
 #include "proto/msg.h"
 #include "rollout/outputs.h"
 
@@ -73,6 +73,11 @@ int64_t engine_wake_ms(const struct engine *e);
 // A version lower than or equal to the one held forgets the prefix cache, whose keys it would make ambiguous.
 const struct weights *engine_set_weights(struct engine *e, const struct weights *w, int64_t version);
 int64_t engine_version(const struct engine *e); // -1 = none yet
+
+// Between two steps: the trace of a forward pass over ids [n] with the weights in use, on pages of its own; jobs notice nothing of it.
+// STATUS_REFUSED: those are not `version`; STATUS_INVALID: ids that the model cannot take.
+enum status engine_trace(struct engine *e, int64_t version, int32_t n, const int32_t *ids, struct trace *ret,
+                         struct error *err) OOZE_MUST_USE;
 
 // in place: running sequences stay as they are; retract: they give their pages back and wait.
 enum engine_pause { ENGINE_PAUSE_IN_PLACE, ENGINE_PAUSE_RETRACT, ENGINE_PAUSE_ABORT };

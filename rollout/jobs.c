@@ -161,6 +161,20 @@ void jobs_fail(struct jobs *j, struct job *b, const char *error)
     jobs_queue(j, b);
 }
 
+void jobs_fail_unsent(struct jobs *j, struct job *b, const char *error)
+{
+    j->kept -= b->n - b->sent;
+    b->n = b->sent;
+    while (b->n_spans > 0 && b->spans[b->n_spans - 1].start >= b->n)
+        b->n_spans--;
+    if (b->n_spans > 0 && b->spans[b->n_spans - 1].end > b->n)
+        b->spans[b->n_spans - 1].end = b->n;
+    while (b->n_kv > 0 && b->kv[b->n_kv - 1].at_token - b->n_prompt >= b->n)
+        b->n_kv--;
+    b->n_prompt_logprobs = 0;
+    jobs_fail(j, b, error);
+}
+
 void jobs_queue(struct jobs *j, struct job *b)
 {
     if (b->queued)

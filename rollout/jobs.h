@@ -21,6 +21,7 @@ struct job {
     int32_t sent, durable; // tokens [0, sent) were sent since the last WELCOME, [0, durable) acknowledged
     int32_t finish;        // enum msg_finish
     bool finish_sent;
+    bool unsendable; // it was ended because its tokens could not be sent
     int32_t cached;
     char *error;
     bool queued; // in the list of jobs with something to send
@@ -40,6 +41,8 @@ void jobs_forget(struct jobs *j, struct job *b);
 // Appends an output to its job and queues the job for sending.
 void jobs_take(struct jobs *j, struct job *b, const struct outputs *o, const struct output *item);
 void jobs_fail(struct jobs *j, struct job *b, const char *error); // ends it with FINISH_ERROR
+// What was not sent of it cannot be said: drops that and ends the job with FINISH_ERROR.
+void jobs_fail_unsent(struct jobs *j, struct job *b, const char *error);
 
 // The list of jobs with something to send, first in first out.
 void jobs_queue(struct jobs *j, struct job *b);

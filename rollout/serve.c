@@ -85,6 +85,13 @@ static void on_loaded(void *ctx, const struct worker_loaded *l)
         end_start(s, l);
 }
 
+static void on_traced(void *ctx, const struct worker_trace *t)
+{
+    struct serve *s = ctx;
+    if (s->client)
+        client_traced(s->client, t);
+}
+
 static void on_failed(void *ctx, const struct error *err)
 {
     stop_with(ctx, err);
@@ -133,6 +140,7 @@ static enum status open_worker(struct serve *s, struct worker_config *c, struct 
     c->loop = s->loop;
     c->on_outputs = on_outputs;
     c->on_loaded = on_loaded;
+    c->on_traced = on_traced;
     c->on_failed = on_failed;
     c->ctx = s;
     enum status st = worker_open(c, &s->worker, err);

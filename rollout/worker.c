@@ -21,13 +21,15 @@ enum command_kind {
     COMMAND_PAUSE,
     COMMAND_CONTINUE,
     COMMAND_FLUSH,
+    COMMAND_TRACE,
 };
 
 struct command {
     enum command_kind kind;
     enum engine_pause how;
     uint64_t job_id;
-    struct engine_job *job; // SUBMIT: ours, with a copy of its ids behind it
+    struct engine_job *job;     // SUBMIT: ours, with a copy of its ids behind it
+    struct worker_trace *trace; // TRACE: ours
 };
 
 struct commands {
@@ -52,14 +54,24 @@ struct worker {
     struct weights *incoming; // loaded, to be swapped in
     struct worker_load incoming_load;
     struct worker_stats stats;
-    struct error failure; // status OK = none
+    struct worker_trace *traced; // answers for the I/O thread, oldest first
+    int n_traces;                // asked for and not delivered
+    struct error failure;        // status OK = none
 
+    int64_t step_ns;       // compute thread: of the last step that sampled
+    int64_t helped_ns;     // compute thread: in which it loaded weights while sequences waited
     struct commands taken; // compute thread
     struct outputs fill;   // compute thread
     struct outputs drain;  // I/O thread
 };
 
 // ---- I/O thread -------------------------------------------------------------------------------------------------------
+
+static void trace_free(struct worker_trace *t)
+{
+    trace_done(&t->trace);
+    free(t);
+}
 
 // Brings what the compute thread has ready. One post at a time is under way.
 static void deliver(void *ctx)
@@ -71,11 +83,20 @@ static void deliver(void *ctx)
     w->drain = w->ready;
     w->ready = empty;
     struct error failure = w->failure;
+    struct worker_trace *traced = w->traced;
+    w->traced = NULL;
+    for (struct worker_trace *t = traced; t; t = t->next)
+        w->n_traces--;
     pthread_cond_signal(&w->wake);
     pthread_mutex_unlock(&w->lock);
     if (w->drain.n_items > 0)
         w->config.on_outputs(w->config.ctx, &w->drain);
     outputs_clear(&w->drain);
+    for (struct worker_trace *next; traced; traced = next) {
+        next = traced->next;
+        w->config.on_traced(w->config.ctx, traced);
+        trace_free(traced);
+    }
     if (failure.status != STATUS_OK)
         w->config.on_failed(w->config.ctx, &failure);
 }
@@ -136,6 +157,23 @@ void worker_flush_cache(struct worker *w)
     push(w, (struct command){.kind = COMMAND_FLUSH});
 }
 
+enum status worker_trace(struct worker *w, const struct msg_trace *m, struct error *err)
+{
+    pthread_mutex_lock(&w->lock);
+    bool full = w->n_traces == WORKER_TRACES;
+    w->n_traces += !full;
+    pthread_mutex_unlock(&w->lock);
+    if (full)
+        return error_set(err, STATUS_AGAIN, "%d traces are under way", WORKER_TRACES);
+    size_t n = (size_t)m->n_ids;
+    struct worker_trace *t = mem_must(1, sizeof *t + n * sizeof *t->ids);
+    *t = (struct worker_trace){
+        .id = m->id, .epoch = m->epoch, .version = m->version, .n = m->n_ids, .ids = (int32_t *)(t + 1)};
+    memcpy(t->ids, m->ids, n * sizeof *t->ids);
+    push(w, (struct command){.kind = COMMAND_TRACE, .trace = t});
+    return STATUS_OK;
+}
+
 void worker_stats(struct worker *w, struct worker_stats *ret)
 {
     pthread_mutex_lock(&w->lock);
@@ -172,6 +210,20 @@ int worker_half_of_cores(void)
 
 // ---- compute thread -----------------------------------------------------------------------------------------------------
 
+static void run_trace(struct worker *w, struct worker_trace *t)
+{
+    struct error err;
+    t->ok = engine_trace(w->engine, t->version, t->n, t->ids, &t->trace, &err) == STATUS_OK;
+    if (!t->ok)
+        memcpy(t->error, err.text, sizeof t->error);
+    pthread_mutex_lock(&w->lock);
+    struct worker_trace **at = &w->traced;
+    while (*at)
+        at = &(*at)->next;
+    *at = t;
+    pthread_mutex_unlock(&w->lock);
+}
+
 static void run_command(struct worker *w, struct command *c)
 {
     struct engine *e = w->engine;
@@ -199,6 +251,9 @@ static void run_command(struct worker *w, struct command *c)
     case COMMAND_FLUSH:
         engine_flush_cache(e);
         break;
+    case COMMAND_TRACE:
+        run_trace(w, c->trace);
+        break;
     }
 }
 
@@ -209,7 +264,8 @@ static void swap_weights(struct worker *w, struct weights *incoming)
     int64_t t0 = clock_mono_ns(clock);
     weights_bind(incoming, w->device);
     const struct weights *old = engine_set_weights(w->engine, incoming, w->incoming_load.version);
-    double stall_ms = (double)(clock_mono_ns(clock) - t0) * 1e-6;
+    double stall_ms = (double)(clock_mono_ns(clock) - t0 + w->helped_ns) * 1e-6;
+    w->helped_ns = 0;
     pthread_mutex_lock(&w->lock);
     w->incoming = NULL;
     w->stats.last_stall_ms = stall_ms;
@@ -224,7 +280,8 @@ static bool nothing_to_do(struct worker *w)
 {
     bool can_deliver = w->fill.n_items > 0 && w->ready.n_items == 0;
     bool full = w->fill.n_tokens > OUTPUT_TOKENS_MAX || w->fill.n_items > OUTPUT_ITEMS_MAX;
-    return !w->stop && !w->incoming && w->inbox.n == 0 && !can_deliver && (full || !engine_ready(w->engine));
+    return !w->stop && !w->incoming && w->inbox.n == 0 && !can_deliver &&
+           (full || !engine_ready(w->engine)) && !loader_wants_help(w->loader);
 }
 
 // Sleeps until there is a command, new weights, room for outputs, or a deadline. true: go on; false: stop.
@@ -269,7 +326,7 @@ static void hand_over(struct worker *w, int64_t busy_ns)
         w->ready = w->fill;
         w->fill = empty;
     }
-    if (w->ready.n_items > 0) {
+    if (w->ready.n_items > 0 || w->traced) {
         post = !w->posted;
         w->posted = true;
     }
@@ -292,6 +349,18 @@ static void fail(struct worker *w, const struct error *err)
         return; // the loop is closing: the process ends anyway
 }
 
+// Weights that are being loaded: an engine with nothing to do does its share at once; one that is busy does the rest of it when that
+// takes no longer than a step, so that generation stalls no longer than that.
+static void help_loader(struct worker *w)
+{
+    const struct clock *clock = w->config.engine.clock;
+    bool idle = !engine_ready(w->engine);
+    int64_t t0 = clock_mono_ns(clock);
+    loader_help(w->loader, w->device, idle ? INT64_MAX : w->step_ns - w->helped_ns);
+    if (!idle)
+        w->helped_ns += clock_mono_ns(clock) - t0;
+}
+
 static void *compute(void *arg)
 {
     struct worker *w = arg;
@@ -301,6 +370,7 @@ static void *compute(void *arg)
         for (size_t i = 0; i < w->taken.n; i++)
             run_command(w, &w->taken.v[i]);
         w->taken.n = 0;
+        help_loader(w);
         pthread_mutex_lock(&w->lock);
         struct weights *incoming = w->incoming;
         pthread_mutex_unlock(&w->lock);
@@ -312,7 +382,10 @@ static void *compute(void *arg)
             fail(w, &err);
             break;
         }
-        hand_over(w, clock_mono_ns(clock) - t0);
+        int64_t ns = clock_mono_ns(clock) - t0;
+        if (w->stats.engine.running > 0)
+            w->step_ns = ns;
+        hand_over(w, ns);
     }
     return NULL;
 }
@@ -326,6 +399,13 @@ void worker_give_weights(struct worker *w, struct weights *incoming, const struc
     w->stats.last_load_ms = load_ms;
     w->incoming_load = *load;
     w->incoming = incoming;
+    pthread_cond_signal(&w->wake);
+    pthread_mutex_unlock(&w->lock);
+}
+
+void worker_wake(struct worker *w)
+{
+    pthread_mutex_lock(&w->lock);
     pthread_cond_signal(&w->wake);
     pthread_mutex_unlock(&w->lock);
 }
@@ -387,10 +467,16 @@ void worker_close(struct worker *w)
         for (size_t i = 0; i < queues[q]->n; i++)
             if (queues[q]->v[i].kind == COMMAND_SUBMIT)
                 free(queues[q]->v[i].job);
+            else if (queues[q]->v[i].kind == COMMAND_TRACE)
+                trace_free(queues[q]->v[i].trace);
         free(queues[q]->v);
     }
     engine_close(w->engine); // before its weights
     loader_close(w->loader);
+    for (struct worker_trace *next; w->traced; w->traced = next) {
+        next = w->traced->next;
+        trace_free(w->traced);
+    }
     outputs_done(&w->ready);
     outputs_done(&w->fill);
     outputs_done(&w->drain);

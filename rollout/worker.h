@@ -19,6 +19,7 @@
 #include "rollout/engine.h"
 
 #define WORKER_COMMANDS 65536
+#define WORKER_TRACES   4 // asked for and not delivered
 
 struct worker;
 
@@ -38,6 +39,18 @@ struct worker_loaded {
     double stall_ms; // in which no step could run
 };
 
+// A trace of the weights in use, and its answer.
+struct worker_trace {
+    uint64_t id;
+    int64_t epoch, version;
+    int32_t n;
+    int32_t *ids; // [n] behind the struct
+    bool ok;
+    char error[1024];
+    struct trace trace; // when ok
+    struct worker_trace *next;
+};
+
 struct worker_config {
     const char *isa; // highest kernel class: "auto", …
     int threads;     // of the compute thread's pool; 0 = half of the cores this process may use, at least 1
@@ -47,6 +60,7 @@ struct worker_config {
     struct loop *loop; // of the I/O thread
     void (*on_outputs)(void *ctx, const struct outputs *o);
     void (*on_loaded)(void *ctx, const struct worker_loaded *l);
+    void (*on_traced)(void *ctx, const struct worker_trace *t); // NULL: worker_trace is not used
     void (*on_failed)(void *ctx,
                       const struct error *err); // the compute thread gave up; the process should end
     void *ctx;
@@ -80,6 +94,9 @@ enum status worker_load_start(struct worker *w, const struct worker_load *load,
                               struct error *err) OOZE_MUST_USE;
 // The version held or on its way, -1 = none.
 int64_t worker_newest(struct worker *w);
+
+// on_traced tells the answer, also of what the engine refuses. STATUS_AGAIN: WORKER_TRACES are under way.
+enum status worker_trace(struct worker *w, const struct msg_trace *m, struct error *err) OOZE_MUST_USE;
 
 void worker_stats(struct worker *w, struct worker_stats *ret);
 
