@@ -73,15 +73,19 @@ static void on_step(void *ctx, struct http_request *r)
     json_t *j;
     int n = 0, pid = 0;
     const char *key = http_request_header(r, "Idempotency-Key");
-    if (answered_before(r) || !http_request_json(r, &j))
+    if (!http_request_json(r, &j))
         return;
-    const json_t *message = json_object_get(j, "message");
-    const char *content = json_string_value(json_object_get(message, "content"));
-    REQUIRE(strcmp(json_string_value(json_object_get(message, "role")), "assistant") == 0 && content && key);
     if (faults == OTHER_STOP) { // and a service with work in hand when the orchestrator is killed
         REQUIRE(strcmp(json_string_value(json_object_get(j, "finish_reason")), "stop") == 0);
         usleep(3000);
     }
+    if (answered_before(r)) {
+        json_decref(j);
+        return;
+    }
+    const json_t *message = json_object_get(j, "message");
+    const char *content = json_string_value(json_object_get(message, "content"));
+    REQUIRE(strcmp(json_string_value(json_object_get(message, "role")), "assistant") == 0 && content && key);
     bool second = strcmp(strrchr(key, '-'), "-1") == 0;
     if (sscanf(http_request_capture(r, "id"), "e %d/%d", &n, &pid) != 2 || pid != (int)getpid())
         http_reply_error(r, 404, NULL, "no such episode");
