@@ -30,7 +30,14 @@ void layer_forward(const struct block_run *r, const struct layer *y, float *x, f
 void embedding_forward(const struct weights *w, int64_t t, const int32_t *ids, float *y)
 {
     device_mark(w->d, -1, "embedding");
-    w->d->k->embed(w->d, weights_embedding_dtype(w->dtype), w->embedding, w->c.hidden, t, ids, y);
+    const struct kernels *k = w->d->k;
+    if (!w->train) {
+        k->embed(w->d, weights_embedding_dtype(w->dtype), w->embedding, w->c.hidden, t, ids, y);
+        return;
+    }
+    k->embed(w->d, DT_F32, w->room.master + w->embedding_param->offset, w->c.hidden, t, ids, y);
+    if (w->dtype != DT_F32) // what the engine reads out of its table
+        k->round_bf16(w->d, t * w->c.hidden, y);
 }
 
 void embedding_backward(const struct weights *w, int64_t t, const int32_t *ids, const float *dy, float *grads)

@@ -1,14 +1,16 @@
 // The vocabulary end of training: log-probabilities, entropies and their gradient. Only rows that have a target get logits,
-// and only train_head.max_rows of them at a time, so that memory does not grow with batch × vocabulary; the backward pass
-// computes the logits again, except those that are still in the buffer. Thread: the owner of the train object.
+// and only train_head.max_rows of them at a time, so that memory does not grow with batch × vocabulary. Whoever knows the objective
+// beforehand (train_objective_grad) has the logits of a chunk computed once; otherwise the backward pass computes them again, unless
+// they are still in the buffer. Either way chunks go in order, so both give the same bits. Thread: the owner of the train object.
 #include <assert.h>
 
 #include "kernels/observe.h"
 #include "model/array.h"
 #include "model/train.h"
 
-#define LOGITS_MAX ((int64_t)1 << 22) // floats alive at once …
-#define ROWS_MIN   64                 // … but rows enough to keep the GEMM busy
+// Floats alive at once: a chunk's gradient of W is added to memory as large as W, which takes rows to pay off …
+#define LOGITS_MAX ((int64_t)1 << 24)
+#define ROWS_MIN   64 // … so there are never fewer than these
 
 void train_head_carve(struct train *t, struct carve *v)
 {
@@ -42,11 +44,12 @@ static void chunk_logits(struct train *t, const struct weights *w, int32_t first
     h->in_buffer = first;
 }
 
-void train_logprobs(struct train *t, const struct weights *w, const int32_t *targets, const float *inv_temp,
-                    float *logprob, float *entropy)
+// Collects the rows that have a target.
+static void targets_take(struct train *t, const int32_t *targets, const float *inv_temp, float *logprob,
+                         float *entropy)
 {
     struct train_head *h = &t->head;
-    assert(t->stage != TRAIN_IDLE && w->dtype == t->dtype);
+    assert(t->stage != TRAIN_IDLE);
     t->stage = TRAIN_LOGPROBS;
     h->n = 0;
     h->in_buffer = -1;
@@ -61,40 +64,85 @@ void train_logprobs(struct train *t, const struct weights *w, const int32_t *tar
         h->targets[h->n] = targets[i];
         h->inv_temp[h->n++] = inv_temp[i];
     }
-    for (int32_t i = 0; i < h->n; i += h->max_rows) {
-        chunk_logits(t, w, i);
-        t->d->k->logprob(t->d, chunk_rows(h, i), t->c.vocab, h->logits, t->c.vocab, h->inv_temp + i,
-                         h->targets + i, h->logprob + i, h->lse + i, entropy ? h->entropy + i : NULL);
-    }
-    for (int32_t i = 0; i < h->n; i++) {
+}
+
+static void chunk_logprobs(struct train *t, const struct weights *w, int32_t first, float *logprob,
+                           float *entropy)
+{
+    struct train_head *h = &t->head;
+    int32_t m = chunk_rows(h, first);
+    chunk_logits(t, w, first);
+    t->d->k->logprob(t->d, m, t->c.vocab, h->logits, t->c.vocab, h->inv_temp + first, h->targets + first,
+                     h->logprob + first, h->lse + first, entropy ? h->entropy + first : NULL);
+    for (int32_t i = first; i < first + m; i++) {
         logprob[h->rows[i]] = h->logprob[i];
         if (entropy)
             entropy[h->rows[i]] = h->entropy[i];
     }
 }
 
+void train_logprobs(struct train *t, const struct weights *w, const int32_t *targets, const float *inv_temp,
+                    float *logprob, float *entropy)
+{
+    struct train_head *h = &t->head;
+    assert(w->dtype == t->dtype);
+    targets_take(t, targets, inv_temp, logprob, entropy);
+    for (int32_t i = 0; i < h->n; i += h->max_rows)
+        chunk_logprobs(t, w, i, logprob, entropy);
+}
+
+// The chunk's share of dhidden and of the head's gradient; its logits become their own gradient.
+static void chunk_backward(struct train *t, const struct weights *w, int32_t first, const float *dlogprob,
+                           const float *dentropy, float *grads)
+{
+    struct train_head *h = &t->head;
+    int64_t C = t->c.hidden, V = t->c.vocab;
+    int32_t m = chunk_rows(h, first);
+    for (int32_t i = first; i < first + m; i++) {
+        h->dlogprob[i] = dlogprob[h->rows[i]];
+        h->dentropy[i] = dentropy ? dentropy[h->rows[i]] : 0;
+    }
+    chunk_logits(t, w, first);
+    t->d->k->logprob_grad(t->d, m, V, h->logits, V, h->inv_temp + first, h->targets + first, h->lse + first,
+                          h->dlogprob + first, dentropy ? h->entropy + first : NULL,
+                          dentropy ? h->dentropy + first : NULL);
+    linear_grad_w(t->d, &w->head, w->dtype, m, h->logits, V, h->picked, C, grads);
+    linear_grad_x(t->d, &w->head, m, h->logits, V, false, h->picked, C);
+    h->in_buffer = -1;
+    t->d->k->embed_grad(t->d, C, m, h->rows + first, h->picked, t->dhidden); // rows are distinct: a scatter
+}
+
 void train_head_backward(struct train *t, const struct weights *w, const float *dlogprob,
                          const float *dentropy, float *grads)
 {
     struct train_head *h = &t->head;
-    int64_t C = t->c.hidden, V = t->c.vocab;
     assert(!dentropy || h->have_entropy);
     device_mark(t->d, (int32_t)t->c.n_layers, "head");
-    for (int32_t i = 0; i < h->n; i++) {
-        h->dlogprob[i] = dlogprob[h->rows[i]];
-        h->dentropy[i] = dentropy ? dentropy[h->rows[i]] : 0;
+    array_zero(t->dhidden, t->n_rows * t->c.hidden);
+    for (int32_t i = 0; i < h->n; i += h->max_rows)
+        chunk_backward(t, w, i, dlogprob, dentropy, grads);
+}
+
+bool train_objective_grad(struct train *t, const struct weights *w, const int32_t *targets,
+                          const float *inv_temp, const struct train_objective *o, float *logprob,
+                          float *entropy, float *grads)
+{
+    struct train_head *h = &t->head;
+    bool any = false;
+    assert(w->train && w->dtype == t->dtype && (entropy || !o->dentropy));
+    targets_take(t, targets, inv_temp, logprob, entropy);
+    t->stage = TRAIN_HEAD;
+    device_mark(t->d, (int32_t)t->c.n_layers, "head");
+    array_zero(t->dhidden, t->n_rows * t->c.hidden);
+    for (int32_t i = 0, row = 0; row < t->n_rows; i += h->max_rows) {
+        int32_t m = chunk_rows(h, i), end = i + m < h->n ? h->rows[i + m] : t->n_rows;
+        chunk_logprobs(t, w, i, logprob, entropy);
+        // Rows whose derivatives are all zero add exactly nothing.
+        if (o->differentiate(o->ctx, row, end)) {
+            chunk_backward(t, w, i, o->dlogprob, o->dentropy, grads);
+            any = true;
+        }
+        row = end;
     }
-    array_zero(t->dhidden, t->n_rows * C);
-    // Backwards, because the last chunk's logits are still there.
-    for (int32_t i = (h->n - 1) / h->max_rows * h->max_rows; i >= 0; i -= h->max_rows) {
-        int32_t m = chunk_rows(h, i);
-        chunk_logits(t, w, i);
-        t->d->k->logprob_grad(t->d, m, V, h->logits, V, h->inv_temp + i, h->targets + i, h->lse + i,
-                              h->dlogprob + i, dentropy ? h->entropy + i : NULL,
-                              dentropy ? h->dentropy + i : NULL);
-        linear_grad_w(t->d, &w->head, w->dtype, m, h->logits, V, h->picked, C, grads);
-        linear_grad_x(t->d, &w->head, m, h->logits, V, false, h->picked, C);
-        h->in_buffer = -1;
-        t->d->k->embed_grad(t->d, C, m, h->rows + i, h->picked, t->dhidden); // rows are distinct: a scatter
-    }
+    return any;
 }

@@ -4,12 +4,36 @@
 
 #include "model/weights.h"
 
+// Part i of W, or of its transpose, ready for a product.
+static struct gemm_weight linear_part(struct device *d, const struct linear *l, int i, bool transposed)
+{
+    struct gemm_weight g = l->fwd[i];
+    if (!l->room) {
+        assert(!transposed); // gradients need weights opened for training
+        return g;
+    }
+    struct pack_slot *slot = &l->room->slot[transposed];
+    if (transposed) {
+        g.n = l->fwd[i].k;
+        g.k = l->fwd[i].n;
+    }
+    if (slot->linear != l || slot->part != i) {
+        d->k->weight_pack(d, g.dtype, g.n, g.k, l->room->master + l->params[i]->offset, DT_F32, transposed,
+                          slot->data);
+        slot->linear = l;
+        slot->part = i;
+    }
+    g.data = slot->data;
+    return g;
+}
+
 void linear_forward(struct device *d, const struct linear *l, int64_t m, const float *x, int64_t ldx,
                     bool accumulate, float *y, int64_t ldy)
 {
     int64_t n0 = 0;
     for (int i = 0; i < l->n_parts; i++) {
-        d->k->gemm(d, &l->fwd[i], m, x, ldx, l->bias ? l->bias + n0 : NULL, accumulate, y + n0, ldy);
+        struct gemm_weight g = linear_part(d, l, i, false);
+        d->k->gemm(d, &g, m, x, ldx, l->bias ? l->bias + n0 : NULL, accumulate, y + n0, ldy);
         n0 += l->fwd[i].n;
     }
 }
@@ -19,8 +43,8 @@ void linear_grad_x(struct device *d, const struct linear *l, int64_t m, const fl
 {
     int64_t n0 = 0;
     for (int i = 0; i < l->n_parts; i++) {
-        assert(l->bwd[i].data); // opened with train = true
-        d->k->gemm(d, &l->bwd[i], m, dy + n0, lddy, NULL, accumulate || i > 0, dx, lddx);
+        struct gemm_weight g = linear_part(d, l, i, true);
+        d->k->gemm(d, &g, m, dy + n0, lddy, NULL, accumulate || i > 0, dx, lddx);
         n0 += l->fwd[i].n;
     }
 }

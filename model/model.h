@@ -18,13 +18,13 @@
 
 struct weights;
 
-// dtype: DT_F32, DT_BF16 or DT_FP8 (linear layers FP8, the rest BF16). train: also packs the transposed
-// matrices that the backward pass needs (not with DT_FP8).
+// dtype: DT_F32, DT_BF16 or DT_FP8 (linear layers FP8, the rest BF16). train: for the backward pass too (not with DT_FP8);
+// such weights hold no matrices but pack each out of the flat vector when it is used, and are never loaded from a file.
 enum status weights_open(struct device *d, const struct model_config *c, const struct layout *l,
                          enum dtype dtype, bool train, struct weights **ret, struct error *err) OOZE_MUST_USE;
 void weights_close(struct weights *w);
 // From the flat f32 vector: rounds (or quantises) and packs. The values are exactly those weights_file_write
-// would store.
+// would store. Opened with train they refer to master: it stays as it is until the next weights_set or weights_close.
 void weights_set(struct weights *w, const float *master);
 // From a file of weights_file_write. Verifies config, shapes and (expect_hash non-NULL) the hash. Unchanged
 // on failure.
@@ -94,5 +94,22 @@ void train_logprobs(struct train *t, const struct weights *w, const int32_t *tar
 // train_logprobs of the same batch; w opened with train = true and unchanged since.
 void train_backward(struct train *t, const struct weights *w, const float *dlogprob, const float *dentropy,
                     float *grads);
+
+// What the log-probabilities are wanted for, known while they are computed. `differentiate` is called for ranges [begin, end) of
+// rows in order, all rows in all, once logprob and entropy of those rows are written; it writes dlogprob and dentropy of them and
+// says whether any is not zero.
+struct train_objective {
+    bool (*differentiate)(void *ctx, int32_t begin, int32_t end);
+    void *ctx;
+    const float *dlogprob, *dentropy; // [n_rows]; dentropy may be NULL
+};
+// train_logprobs and train_backward in one, and the same bits: the logits of some rows, their log-probabilities, the derivative of
+// the objective and the head's gradient follow one another, so that logits are neither kept nor computed twice. Nothing but the
+// head has a gradient afterwards; train_backward_layers (once, or never when the batch is given up) adds the rest. Returns whether any
+// derivative was not zero: without one the gradient is zero. entropy not NULL.
+bool train_objective_grad(struct train *t, const struct weights *w, const int32_t *targets,
+                          const float *inv_temp, const struct train_objective *o, float *logprob,
+                          float *entropy, float *grads);
+void train_backward_layers(struct train *t, const struct weights *w, float *grads);
 
 #endif

@@ -216,19 +216,28 @@ static void layer_backward(struct train *t, const struct weights *w, int32_t lay
     }
 }
 
-void train_backward(struct train *t, const struct weights *w, const float *dlogprob, const float *dentropy,
-                    float *grads)
+void train_backward_layers(struct train *t, const struct weights *w, float *grads)
 {
-    assert(t->stage == TRAIN_LOGPROBS && w->train && w->dtype == t->dtype);
+    assert(t->stage == TRAIN_HEAD && w->train && w->dtype == t->dtype);
     t->stage = TRAIN_IDLE;
     if (t->n_rows == 0 || t->head.n == 0)
         return;
     int64_t C = t->c.hidden;
-    train_head_backward(t, w, dlogprob, dentropy, grads);
     float *dx = t->hidden;
+    device_mark(t->d, (int32_t)t->c.n_layers, "head");
     t->d->k->rmsnorm_grad(t->d, t->n_rows, C, t->x, C, w->final_norm, t->c.rms_eps, t->dhidden, C, false, dx,
                           C, grads + w->final_norm_param->offset);
     for (int32_t i = (int32_t)t->c.n_layers - 1; i >= 0; i--)
         layer_backward(t, w, i, dx, grads);
     embedding_backward(w, t->n_rows, t->ids, dx, grads);
+}
+
+void train_backward(struct train *t, const struct weights *w, const float *dlogprob, const float *dentropy,
+                    float *grads)
+{
+    assert(t->stage == TRAIN_LOGPROBS && w->train && w->dtype == t->dtype);
+    t->stage = TRAIN_HEAD;
+    if (t->n_rows > 0 && t->head.n > 0)
+        train_head_backward(t, w, dlogprob, dentropy, grads);
+    train_backward_layers(t, w, grads);
 }

@@ -2,7 +2,8 @@
 //
 // Invariants
 //   1. The forward pass is the engine's: the same blocks, attention over pages (transient ones, of the cache dtype).
-//   2. Calls go forward, logprobs, backward for one batch and the same weights; `stage` says how far it is.
+//   2. Calls go forward, logprobs, backward (or forward, objective_grad, backward_layers) for one batch and the same weights;
+//      `stage` says how far it is.
 //   3. With recompute, `inputs` holds every layer's input and all layers share one layer's `saved`; else each has its own.
 //   4. After the final norm's gradient `hidden` holds dx, the gradient of the residual stream.
 #ifndef MODEL_TRAIN_H
@@ -11,7 +12,7 @@
 #include "model/forward.h"
 #include "model/kv.h"
 
-enum train_stage { TRAIN_IDLE, TRAIN_FORWARD, TRAIN_LOGPROBS };
+enum train_stage { TRAIN_IDLE, TRAIN_FORWARD, TRAIN_LOGPROBS, TRAIN_HEAD };
 
 // Rows with a target, in order; all arrays [max_tokens] are per target, not per row.
 struct train_head {

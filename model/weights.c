@@ -5,6 +5,7 @@
 //   1. Everything a forward pass reads is in one device allocation plus the rotary table; weights_set and weights_load
 //      replace all of it or, on failure, nothing.
 //   2. weights_set(master) and weights_load(file of weights_file_write(master)) leave the same bytes.
+//   3. Opened for training they hold only the vectors; matrices and embedding are read out of the master (struct pack_room).
 #include "model/weights.h"
 
 #include <assert.h>
@@ -75,14 +76,19 @@ static void part_take(struct binder *b, struct linear *l, int i, int64_t n, enum
 {
     struct device *d = b->w->d;
     l->fwd[i] = (struct gemm_weight){.dtype = dtype, .n = n, .k = l->k};
+    if (b->w->train) {
+        l->room = &b->w->room;
+        for (int t = 0; t < 2; t++) {
+            size_t bytes = d->k->weight_bytes(dtype, t ? l->k : n, t ? n : l->k);
+            struct pack_slot *slot = &l->room->slot[t];
+            slot->bytes = bytes > slot->bytes ? bytes : slot->bytes;
+        }
+        return;
+    }
     l->fwd[i].data = binder_take(b, d->k->weight_bytes(dtype, n, l->k));
     if (dtype == DT_FP8) {
         int64_t blocks = (n + FP8_BLOCK - 1) / FP8_BLOCK * ((l->k + FP8_BLOCK - 1) / FP8_BLOCK);
         l->fwd[i].scales = binder_take(b, (size_t)blocks * sizeof(float));
-    }
-    if (b->w->train) {
-        l->bwd[i] = (struct gemm_weight){.dtype = dtype, .n = l->k, .k = n};
-        l->bwd[i].data = binder_take(b, d->k->weight_bytes(dtype, l->k, n));
     }
 }
 
@@ -119,13 +125,16 @@ static void bind_all(struct weights *w, struct binder *b)
 {
     static const char *const embedding[] = {"model.embed_tokens.weight"}, *const head[] = {"lm_head.weight"};
     w->embedding_param = weights_param(w, -1, embedding[0]);
-    w->embedding =
-        binder_take(b, (size_t)(w->c.vocab * w->c.hidden) * dtype_bytes(weights_embedding_dtype(w->dtype)));
+    if (!w->train)
+        w->embedding = binder_take(b, (size_t)(w->c.vocab * w->c.hidden) *
+                                          dtype_bytes(weights_embedding_dtype(w->dtype)));
     for (int32_t i = 0; i < w->c.n_layers; i++)
         for (int32_t k = 0; k < w->layers[i].n_blocks; k++)
             w->layers[i].blocks[k]->bind(b, &w->c, i, w->layers[i].weights[k]);
     bind_vector(b, -1, "model.norm.weight", &w->final_norm, &w->final_norm_param);
     bind_linear(b, -1, 1, w->c.tie_embeddings ? embedding : head, NULL, &w->head);
+    for (int t = 0; t < 2 && w->train; t++)
+        w->room.slot[t].data = binder_take(b, w->room.slot[t].bytes);
 }
 
 static void layers_open(struct weights *w, const struct arch *arch)
@@ -265,7 +274,7 @@ static void linear_fill(struct weights *w, const struct source *s, struct linear
 {
     const struct kernels *k = w->d->k;
     for (int i = 0; i < l->n_parts; i++) {
-        struct gemm_weight *f = &l->fwd[i], *b = &l->bwd[i];
+        struct gemm_weight *f = &l->fwd[i];
         if (f->dtype == DT_FP8) {
             const void *codes = part_codes(w, s, l, i, l->n_parts == 1 ? l->n_params : 1, f);
             k->weight_pack(w->d, DT_FP8, f->n, f->k, codes, DT_FP8, false, f->data);
@@ -274,8 +283,6 @@ static void linear_fill(struct weights *w, const struct source *s, struct linear
         const void *src = source_values(s, l->params[i]);
         enum dtype from = source_dtype(s, w, l->params[i]);
         k->weight_pack(w->d, f->dtype, f->n, f->k, src, from, false, f->data);
-        if (b->data)
-            k->weight_pack(w->d, b->dtype, b->n, b->k, src, from, true, b->data);
     }
 }
 
@@ -293,14 +300,19 @@ static void vector_fill(const struct weights *w, const struct source *s, const s
 
 static void weights_fill(struct weights *w, const struct source *s)
 {
+    for (int32_t i = 0; i < w->n_vectors; i++)
+        vector_fill(w, s, w->vectors[i].param, w->vectors[i].data);
+    if (w->train) {
+        w->room.master = s->master;
+        w->room.slot[0].linear = w->room.slot[1].linear = NULL;
+        return;
+    }
     const struct param *e = w->embedding_param;
     int64_t n = e->rows * e->cols;
     if (w->dtype != DT_F32 && s->master)
         w->d->k->to_bf16(w->d, n, s->master + e->offset, w->embedding);
     else
         memcpy(w->embedding, source_values(s, e), (size_t)n * dtype_bytes(weights_embedding_dtype(w->dtype)));
-    for (int32_t i = 0; i < w->n_vectors; i++)
-        vector_fill(w, s, w->vectors[i].param, w->vectors[i].data);
     for (int32_t i = 0; i < w->n_linears; i++)
         linear_fill(w, s, w->linears[i]);
 }
@@ -368,6 +380,7 @@ static enum status plan_check(const struct weights *w, const struct safetensors 
 enum status weights_load(struct weights *w, const char *path, const char *expect_hash, struct error *err)
 {
     struct safetensors f = {0};
+    assert(!w->train); // their values are a flat vector's
     enum status rc = safetensors_open(path, true, &f, err);
     if (!rc && expect_hash)
         rc = hash_check(&f, path, expect_hash, err);

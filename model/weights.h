@@ -12,6 +12,21 @@
 
 #define LINEAR_PARTS 3
 
+struct linear;
+
+// Weights opened for training keep no packed matrix: the flat f32 vector is the only copy, and a matrix is rounded and packed
+// when a product needs it (a hundredth of the product's time, for a micro-batch of a thousand tokens). One buffer takes W, one
+// its transpose; what is there stays until another matrix needs the room, so that the head is packed once for all its chunks.
+struct pack_room {
+    const float *master; // [layout.total], borrowed by weights_set until the next one
+    struct pack_slot {
+        size_t bytes;
+        void *data;
+        const struct linear *linear; // whose part it holds; NULL = none
+        int part;
+    } slot[2]; // [transposed]
+};
+
 struct linear {
     int64_t n, k;     // outputs, inputs
     int32_t n_params; // matrices stacked along n
@@ -19,8 +34,8 @@ struct linear {
     const struct param *biases[LINEAR_PARTS]; // NULL without
     int32_t n_parts;                          // GEMMs: 1 when all matrices are packed as one, else n_params
     struct gemm_weight fwd[LINEAR_PARTS];
-    struct gemm_weight bwd[LINEAR_PARTS]; // W transposed [k, n_part]; data NULL unless opened for training
-    float *bias;                          // [n] or NULL
+    struct pack_room *room; // NULL: fwd is packed for good; else where it is packed for use
+    float *bias;            // [n] or NULL
 };
 
 // y [m, n] (+)= x [m, k] W^T + bias
@@ -61,7 +76,8 @@ struct weights {
     bool train;
     struct rope rope;
     struct layer *layers;
-    void *embedding; // [V, C] F32 or BF16, row-major
+    struct pack_room room; // with train
+    void *embedding;       // [V, C] F32 or BF16, row-major; NULL with train: rows come out of the master
     const struct param *embedding_param;
     float *final_norm; // [C]
     const struct param *final_norm_param;

@@ -72,7 +72,7 @@ static enum status micro_alloc(struct work *w, int32_t rows, int32_t seqs, struc
     return STATUS_OK;
 }
 
-// Lays out bin b of the packing and runs the forward pass: micro.lp and micro.entropy are set.
+// Lays out bin b of the packing and runs the layers.
 static void micro_forward(struct work *w, const struct packing *p, int32_t b)
 {
     const struct msg_prepare *msg = w->msg;
@@ -91,26 +91,26 @@ static void micro_forward(struct work *w, const struct packing *p, int32_t b)
     }
     m->batch = (struct batch){row, n_seqs, m->ids, m->pos, m->seqs};
     train_forward(w->t->train, w->t->weights, &m->batch);
-    train_logprobs(w->t->train, w->t->weights, m->targets, m->inv_temp, m->lp, m->entropy);
     atomic_fetch_add(&w->t->done_tokens, row);
 }
 
-// What the loss sees of member i, whose rows begin at `row` of the micro-batch.
-static struct loss_input micro_input(const struct work *w, int32_t i, int32_t row)
+// What the loss sees of the n rows of member i from its row `from` on; its rows begin at `row` of the micro-batch.
+static struct loss_input micro_input(const struct work *w, int32_t i, int32_t row, int32_t from, int32_t n)
 {
-    const struct prepared_member *member = &w->prepared.members[i];
     const struct micro *m = &w->micro;
-    struct loss_input in = {.n = member->rows,
+    int64_t at = w->prepared.members[i].first + from + 1; // in the step's arrays
+    row += from;
+    struct loss_input in = {.n = n,
                             .lp = m->lp + row,
                             .lp_old = m->lp + row,
-                            .lp_roll = w->msg->logprobs + member->first + 1,
+                            .lp_roll = w->msg->logprobs + at,
                             .advantage = m->advantage + row,
-                            .mask = w->msg->mask + member->first + 1};
+                            .mask = w->msg->mask + at};
     if (w->stage->old_logprob == RUN_OLD_ROLLOUT && w->loss->needs_old)
         in.lp_old = in.lp_roll;
     else if (w->old)
-        in.lp_old = w->old + member->first + 1;
-    for (int32_t r = 0; r < member->rows; r++)
+        in.lp_old = w->old + at;
+    for (int32_t r = 0; r < n; r++)
         m->advantage[row + r] = w->msg->members[i].advantage;
     return in;
 }
@@ -130,6 +130,8 @@ static enum status score_pass(struct work *w, const struct packing *p, float *ol
         if (atomic_load(&w->t->cancel))
             return STATUS_CANCELED;
         micro_forward(w, p, b);
+        train_logprobs(w->t->train, w->t->weights, w->micro.targets, w->micro.inv_temp, w->micro.lp,
+                       w->micro.entropy);
         for (int32_t k = p->start[b]; k < p->start[b + 1]; k++) {
             int32_t i = p->members[k];
             const struct prepared_member *member = &w->prepared.members[i];
@@ -137,7 +139,7 @@ static enum status score_pass(struct work *w, const struct packing *p, float *ol
             if (old)
                 memcpy(old + member->first + 1, w->micro.lp + row, (size_t)member->rows * sizeof *old);
             if (n_kept) {
-                struct loss_input in = micro_input(w, i, row);
+                struct loss_input in = micro_input(w, i, row, 0, member->rows);
                 struct loss_output out = micro_output(w, row);
                 w->loss->eval(&w->params, &in, &out, &ignored);
                 n_kept[i] = 0;
@@ -150,11 +152,47 @@ static enum status score_pass(struct work *w, const struct packing *p, float *ol
     return STATUS_OK;
 }
 
-// Loss of member i (rows from `row` on) into micro.dlp and micro.dentropy. Returns its share of the update's loss.
-static double member_loss(struct work *w, int32_t i, int32_t row, bool *ret_any)
+// A range of rows of the bin under way, as train_objective asks for them.
+struct objective {
+    struct work *w;
+    const struct packing *packing;
+    int32_t bin;
+};
+
+// micro.dlp and micro.dentropy of rows [begin, end), which may cut members in two: a loss is a function of single tokens.
+static bool differentiate(void *ctx, int32_t begin, int32_t end)
+{
+    const struct objective *o = ctx;
+    struct work *w = o->w;
+    struct micro *m = &w->micro;
+    double coef = w->stage->entropy_coef;
+    bool any = false;
+    int32_t row = 0;
+    for (int32_t k = o->packing->start[o->bin]; k < o->packing->start[o->bin + 1] && row < end; k++) {
+        int32_t i = o->packing->members[k], rows = w->prepared.members[i].rows;
+        int32_t from = begin > row ? begin - row : 0, to = end < row + rows ? end - row : rows;
+        if (from < to) {
+            struct loss_input in = micro_input(w, i, row, from, to - from);
+            struct loss_output out = micro_output(w, row + from);
+            struct loss_stats ignored = {0}; // member_loss counts
+            w->loss->eval(&w->params, &in, &out, &ignored);
+            for (int32_t r = 0; r < in.n; r++) {
+                float *dlp = m->dlp + row + from + r, *dentropy = m->dentropy + row + from + r;
+                *dlp = (float)(w->weight[i] * out.dlp[r]);
+                *dentropy = in.mask[r] ? (float)(-coef * w->entropy_weight[i]) : 0;
+                any = any || *dlp != 0 || *dentropy != 0; // NaN counts
+            }
+        }
+        row += rows;
+    }
+    return any;
+}
+
+// Adds member i, whose rows begin at `row`, to the metrics. Returns its share of the update's loss.
+static double member_loss(struct work *w, int32_t i, int32_t row)
 {
     struct micro *m = &w->micro;
-    struct loss_input in = micro_input(w, i, row);
+    struct loss_input in = micro_input(w, i, row, 0, w->prepared.members[i].rows);
     struct loss_output out = micro_output(w, row);
     struct loss_stats stats = {0};
     double loss = 0, entropy = 0, coef = w->stage->entropy_coef;
@@ -162,9 +200,6 @@ static double member_loss(struct work *w, int32_t i, int32_t row, bool *ret_any)
     for (int64_t r = 0; r < in.n; r++) {
         loss += out.term[r];
         entropy += in.mask[r] ? (double)m->entropy[row + r] : 0;
-        m->dlp[row + r] = (float)(w->weight[i] * out.dlp[r]);
-        m->dentropy[row + r] = in.mask[r] ? (float)(-coef * w->entropy_weight[i]) : 0;
-        *ret_any = *ret_any || m->dlp[row + r] != 0 || m->dentropy[row + r] != 0; // NaN counts
     }
     metrics_add(&w->metrics, &in, m->entropy + row, w->stage->kind == RUN_STAGE_RL, w->msg->members[i].task,
                 &stats);
@@ -172,36 +207,52 @@ static double member_loss(struct work *w, int32_t i, int32_t row, bool *ret_any)
     return w->weight[i] * loss - coef * w->entropy_weight[i] * entropy;
 }
 
+// Loss of the bin under way, added to *total.
+static enum status micro_loss(struct work *w, const struct packing *p, int32_t b, double *total,
+                              struct error *err)
+{
+    int32_t row = 0;
+    for (int32_t k = p->start[b]; k < p->start[b + 1]; k++) {
+        int32_t i = p->members[k];
+        const struct msg_member *member = &w->msg->members[i];
+        double loss = member_loss(w, i, row);
+        if (!isfinite(loss))
+            return error_set(
+                err, STATUS_NUMERIC,
+                "the loss is not finite (%g) at member %d: trajectory %llu attempt %u segment %u", loss, i,
+                (unsigned long long)member->trajectory, member->attempt, member->segment);
+        *total += loss;
+        row += w->prepared.members[i].rows;
+    }
+    w->metrics.tokens += row;
+    w->metrics.micro_batches++;
+    return STATUS_OK;
+}
+
 // Forward, loss, backward over one update's micro-batches into t->grads. STATUS_NUMERIC with the reason when a loss is not finite.
 static enum status gradient_pass(struct work *w, const struct packing *p, double *ret_loss, struct error *err)
 {
     struct trainer *t = w->t;
+    struct micro *m = &w->micro;
     double total = 0;
     memset(t->grads, 0, (size_t)t->layout.total * sizeof(float));
     for (int32_t b = 0; b < p->n_bins; b++) {
-        int32_t row = 0;
-        bool any = false;
+        struct objective bin = {w, p, b};
+        struct train_objective o = {.differentiate = differentiate,
+                                    .ctx = &bin,
+                                    .dlogprob = m->dlp,
+                                    .dentropy = w->stage->entropy_coef > 0 ? m->dentropy : NULL};
         if (atomic_load(&t->cancel))
             return STATUS_CANCELED;
         micro_forward(w, p, b);
-        for (int32_t k = p->start[b]; k < p->start[b + 1]; k++) {
-            int32_t i = p->members[k];
-            const struct msg_member *member = &w->msg->members[i];
-            double loss = member_loss(w, i, row, &any);
-            if (!isfinite(loss))
-                return error_set(
-                    err, STATUS_NUMERIC,
-                    "the loss is not finite (%g) at member %d: trajectory %llu attempt %u segment %u", loss,
-                    i, (unsigned long long)member->trajectory, member->attempt, member->segment);
-            total += loss;
-            row += w->prepared.members[i].rows;
-        }
+        bool any = train_objective_grad(t->train, t->weights, m->targets, m->inv_temp, &o, m->lp, m->entropy,
+                                        t->grads);
+        enum status rc = micro_loss(w, p, b, &total, err);
+        if (rc)
+            return rc;
         // nothing to learn from this micro-batch (zero advantages, all rejected): its gradient is exactly zero
         if (any)
-            train_backward(t->train, t->weights, w->micro.dlp,
-                           w->stage->entropy_coef > 0 ? w->micro.dentropy : NULL, t->grads);
-        w->metrics.tokens += row;
-        w->metrics.micro_batches++;
+            train_backward_layers(t->train, t->weights, t->grads);
     }
     *ret_loss = total;
     return STATUS_OK;

@@ -1,10 +1,13 @@
-// Training throughput: whole optimizer steps (pack, forward, loss, backward, AdamW) in trained tokens per second, for the shape of
-// the quickstart and that of SmolLM2-135M, beside the rate of one large matrix product on the same threads in the same run.
+// Whole optimizer steps (pack, forward, loss, backward, clip, AdamW) of the trainer, timed. Three rows of `ooze bench`, all about
+// one step of SmolLM2-135M's shapes on random weights: 16 sequences of 1,024 tokens, every position trained, bf16, AdamW.
 //
-//   bench_train [--dtype f32|bf16] [--threads N] [--isa NAME] [--steps N] [quickstart|smollm2]
+//   bench_train [--row step|memory|mfu] [--serve] [--dtype f32|bf16] [--threads N] [--isa NAME] [--steps N]
+//               [--sequences N] [--length N] [--micro N] [--recompute none|mlp|layer] [--layers N] [quickstart|smollm2]
 //
-// "of gemm" is 6 x parameters-in-products x tokens (8 x with recomputation; attention not counted) over the step's time, as a
-// share of what the matrix product reaches alone.
+// step    trained tokens per second;  memory  peak resident bytes of this process (VmHWM);  mfu  the model's floating-point
+// operations per second, beside the peak of f32 multiply-adds measured in the same run (peaks.h; AMX where the class has it).
+// The model's operations: 6 x (parameters in products) x tokens, and 3 x (2 x 2 x H D x keys) of attention, its causal half
+// only; what is computed twice to save memory counts once. --serve: the line protocol (cli/bench_child.h), otherwise a table.
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -12,6 +15,7 @@
 #include "base/clock.h"
 #include "base/mem.h"
 #include "base/rng.h"
+#include "tests/bench/peaks.h"
 #include "trainer/step.h"
 
 struct shape {
@@ -22,6 +26,24 @@ struct shape {
 };
 
 static const struct shape shapes[] = {
+    {"smollm2",
+     {.arch = "llama",
+      .hidden = 576,
+      .n_layers = 30,
+      .n_heads = 9,
+      .n_kv_heads = 3,
+      .head_dim = 64,
+      .ffn = 1536,
+      .vocab = 49152,
+      .max_position = 2048,
+      .rope_theta = 100000,
+      .rms_eps = 1e-5,
+      .tie_embeddings = true},
+     16,
+     1025, // 1,024 positions that predict a token
+     0,
+     1,
+     1024},
     {"quickstart",
      {.arch = "llama",
       .hidden = 128,
@@ -39,52 +61,46 @@ static const struct shape shapes[] = {
      44,
      10,
      8192},
-    {"smollm2",
-     {.arch = "llama",
-      .hidden = 576,
-      .n_layers = 30,
-      .n_heads = 9,
-      .n_kv_heads = 3,
-      .head_dim = 64,
-      .ffn = 1536,
-      .vocab = 49152,
-      .max_position = 2048,
-      .rope_theta = 100000,
-      .rms_eps = 1e-5,
-      .tie_embeddings = true},
-     8,
-     96,
-     128,
-     60,
-     1024},
 };
 
-static double gemm_flops(struct device *d, enum dtype dtype)
+enum row { ROW_STEP, ROW_MEMORY, ROW_MFU };
+static const char *const row_names[] = {"step", "memory", "mfu"};
+
+struct bench {
+    struct shape shape;
+    struct run_config *config;
+    enum row row;
+    bool serve;
+    int steps;
+    struct trainer *trainer;
+    struct msg_prepare step;
+    struct step_result *result;
+    double flops;  // of the model in one step
+    int64_t rows;  // trained positions of one step
+    double peak;   // operations per second
+    bool peak_amx; // of what
+};
+
+// What one measured step gave.
+struct figures {
+    double seconds, tokens_per_s, flops_per_s;
+    int64_t peak_bytes;
+};
+
+static int64_t peak_resident(void)
 {
-    const int64_t n = 1024;
-    const struct clock *clock = clock_system();
-    size_t bytes = d->k->weight_bytes(dtype, n, n);
-    float *x = mem_alloc((size_t)(n * n) * sizeof *x), *y = mem_alloc((size_t)(n * n) * sizeof *y);
-    struct gemm_weight w = {.dtype = dtype, .n = n, .k = n, .data = device_alloc(d, bytes)};
-    if (!x || !y || !w.data)
-        abort();
-    for (int64_t i = 0; i < n * n; i++)
-        x[i] = (float)(i % 7) - 3;
-    d->k->weight_pack(d, dtype, n, n, x, DT_F32, false, w.data);
-    double best = 0;
-    for (int round = 0; round < 5; round++) {
-        int64_t start = clock_mono_ns(clock);
-        d->k->gemm(d, &w, n, x, n, NULL, false, y, n);
-        double flops = 2.0 * (double)(n * n * n) / ((double)(clock_mono_ns(clock) - start) / 1e9);
-        best = flops > best ? flops : best;
-    }
-    device_free(d, w.data);
-    mem_free(x);
-    mem_free(y);
-    return best;
+    char line[256];
+    long long kib = 0;
+    FILE *f = fopen("/proc/self/status", "r");
+    while (f && fgets(line, sizeof line, f))
+        if (sscanf(line, "VmHWM: %lld kB", &kib) == 1)
+            break;
+    if (f)
+        fclose(f);
+    return kib * 1024;
 }
 
-static void make_step(const struct shape *s, struct msg_prepare *m)
+static void step_make(const struct shape *s, struct msg_prepare *m)
 {
     struct rng rng;
     rng_init(&rng, 1, 1);
@@ -125,86 +141,202 @@ static void make_step(const struct shape *s, struct msg_prepare *m)
                               .temperatures = temperatures};
 }
 
-static int bench(const struct shape *s, struct run_config *c, int steps)
+static void step_done(struct msg_prepare *m)
 {
-    struct trainer *t = NULL;
+    free((void *)m->members);
+    free((void *)m->ids);
+    free((void *)m->versions);
+    free((void *)m->mask);
+    free((void *)m->logprobs);
+    free((void *)m->temperatures);
+}
+
+// See the head of this file.
+static void flops_count(struct bench *b)
+{
+    const struct trainer *t = b->trainer;
+    const struct model_config *c = &t->model;
+    double products = (double)t->layout.n_parameters, keys = 0;
+    if (!c->tie_embeddings)
+        products -= (double)(c->vocab * c->hidden); // a look-up
+    for (int32_t i = 0; i < b->step.n_members; i++) {
+        double n = b->step.members[i].n_tokens - 1;
+        b->rows += b->step.members[i].n_tokens - 1;
+        keys += n * (n + 1) / 2;
+    }
+    b->flops =
+        6 * products * (double)b->rows + 3 * 4 * (double)(c->n_heads * c->head_dim * c->n_layers) * keys;
+}
+
+static bool bench_open(struct bench *b)
+{
     struct error err = {0};
-    struct msg_prepare m;
-    struct step_result *r = mem_must(1, sizeof *r);
-    c->model = s->model;
-    c->trainer.micro_batch_tokens = s->micro_batch_tokens;
-    if (trainer_open(c, "", &t, &err) || trainer_restart(t, &err)) {
-        fprintf(stderr, "bench_train: %s\n", err.text);
-        return 1;
+    b->config->model = b->shape.model;
+    b->config->trainer.micro_batch_tokens = b->shape.micro_batch_tokens;
+    b->result = mem_must(1, sizeof *b->result);
+    if (trainer_open(b->config, "", &b->trainer, &err) || trainer_restart(b->trainer, &err)) {
+        printf("{\"error\":\"bench_train: %s\"}\n", err.text);
+        return false;
     }
     pool_thread_init();
-    make_step(s, &m);
-    double peak = gemm_flops(t->device, trainer_dtype(c)), best = 0;
-    int64_t tokens = 0;
-    for (int k = 0; k <= steps; k++) { // the first one warms up
-        int64_t start = clock_mono_ns(clock_system()), before = atomic_load(&t->done_tokens);
-        m.step = k;
-        if (trainer_step(t, &m, r, &err) || r->outcome != STEP_APPLIED) {
-            fprintf(stderr, "bench_train: %s%s\n", err.text, r->reason);
-            return 1;
-        }
-        double rate = (double)(atomic_load(&t->done_tokens) - before) /
-                      ((double)(clock_mono_ns(clock_system()) - start) / 1e9);
-        tokens = atomic_load(&t->done_tokens) - before;
-        best = k && rate > best ? rate : best;
+    step_make(&b->shape, &b->step);
+    flops_count(b);
+    return true;
+}
+
+static void bench_close(struct bench *b)
+{
+    step_done(&b->step);
+    free(b->result);
+    trainer_close(b->trainer);
+}
+
+static bool bench_step(struct bench *b, struct figures *ret)
+{
+    struct error err = {0};
+    int64_t start = clock_mono_ns(clock_system());
+    b->step.step = b->trainer->step;
+    if (trainer_step(b->trainer, &b->step, b->result, &err) || b->result->outcome != STEP_APPLIED) {
+        printf("{\"error\":\"bench_train: %s%s\"}\n", err.text, b->result->reason);
+        return false;
     }
-    int64_t in_products = t->layout.n_parameters;
-    if (!t->model.tie_embeddings)
-        in_products -= t->model.vocab * t->model.hidden;
-    double flops = (c->trainer.recompute ? 8.0 : 6.0) * (double)in_products * best;
-    printf("%-10s %-24s %s  %9lld parameters  %6lld tokens/step  %9.0f tokens/s  gemm %6.1f GFLOP/s  step is "
-           "%4.1f%% of gemm\n",
-           s->name, t->device->name, dtype_name(trainer_dtype(c)), (long long)t->layout.n_parameters,
-           (long long)tokens, best, peak / 1e9, 100 * flops / peak);
-    free((void *)m.members);
-    free((void *)m.ids);
-    free((void *)m.versions);
-    free((void *)m.mask);
-    free((void *)m.logprobs);
-    free((void *)m.temperatures);
-    free(r);
-    trainer_close(t);
+    double s = (double)(clock_mono_ns(clock_system()) - start) / 1e9;
+    *ret = (struct figures){s, (double)b->rows / s, b->flops / s, peak_resident()};
+    return true;
+}
+
+static void peak_measure(struct bench *b)
+{
+    b->peak_amx = b->trainer->device->isa >= ISA_AMX;
+    double p = b->peak_amx ? peak_bf16(b->trainer->device) : peak_fma(b->trainer->device);
+    b->peak = p > b->peak ? p : b->peak;
+}
+
+static void answer(struct bench *b, const struct figures *f)
+{
+    const double values[] = {f->tokens_per_s, (double)f->peak_bytes, f->flops_per_s / 1e9};
+    printf("{\"value\":%.6g,\"tokens_per_s\":%.2f,\"peak_bytes\":%lld,\"gflops\":%.2f,\"seconds\":%.4f",
+           values[b->row], f->tokens_per_s, (long long)f->peak_bytes, f->flops_per_s / 1e9, f->seconds);
+    if (b->row == ROW_MFU) {
+        peak_measure(b);
+        printf(",\"bound\":%.6g,\"bound_name\":\"peak of %s\",\"share_of_bf16_peak\":%.4f", b->peak / 1e9,
+               b->peak_amx ? "AMX" : "f32 multiply-adds", f->flops_per_s / peak_bf16(b->trainer->device));
+    }
+    printf("}\n");
+}
+
+static int serve(struct bench *b)
+{
+    struct figures f;
+    char line[64];
+    if (!bench_open(b) || (b->row != ROW_MEMORY && !bench_step(b, &f)))
+        return 1; // the parent has read the reason
+    printf("{\"ready\":true,\"isa\":\"%s\",\"threads\":%d", isa_name(b->trainer->device->isa),
+           pool_threads(b->trainer->device->pool));
+    if (b->row == ROW_MFU)
+        printf(",\"goal\":%.2f", b->trainer->device->isa >= ISA_AMX ? 0.35 : 0.6);
+    printf("}\n");
+    fflush(stdout);
+    while (fgets(line, sizeof line, stdin) && strncmp(line, "quit", 4) != 0) {
+        if (strncmp(line, "run", 3) != 0)
+            continue;
+        if (!bench_step(b, &f))
+            return 1;
+        answer(b, &f);
+        fflush(stdout);
+    }
+    bench_close(b);
     return 0;
 }
 
-int main(int argc, char **argv)
+static int table(struct bench *b)
 {
-    struct run_config *c = mem_must(1, sizeof *c);
-    const char *only = NULL;
-    int steps = 3, rc = 0;
+    struct figures f, best = {0};
+    if (!bench_open(b))
+        return 1;
+    struct device *d = b->trainer->device;
+    peak_measure(b);
+    for (int k = 0; k <= b->steps; k++) { // the first one warms up
+        if (!bench_step(b, &f))
+            return 1;
+        if (k && (best.seconds == 0 || f.seconds < best.seconds))
+            best = f;
+    }
+    printf("%-10s %-26s %s  %lld parameters  %lld tokens/step  %8.1f tokens/s  %7.1f GFLOP/s = %4.1f%% of "
+           "%s, %4.1f%% of "
+           "bf16 products  %6.0f MB\n",
+           b->shape.name, d->name, dtype_name(trainer_dtype(b->config)),
+           (long long)b->trainer->layout.n_parameters, (long long)b->rows, best.tokens_per_s,
+           best.flops_per_s / 1e9, 100 * best.flops_per_s / b->peak, b->peak_amx ? "AMX" : "FMA",
+           100 * best.flops_per_s / peak_bf16(d), (double)f.peak_bytes / 1e6);
+    bench_close(b);
+    return 0;
+}
+
+static void config_init(struct run_config *c)
+{
     c->seed = 1;
     c->trainer.dtype = RUN_BF16;
     c->trainer.recompute = true;
     snprintf(c->trainer.isa, sizeof c->trainer.isa, "auto");
     c->n_stages = 1;
-    c->stages[0] =
-        (struct run_stage){.kind = RUN_STAGE_RL,
-                           .loss = RUN_LOSS_PPO_CLIP,
-                           .eps_low = 0.2,
-                           .eps_high = 0.28,
-                           .max_context = 2048,
-                           .optimizer = {.beta1 = 0.9, .beta2 = 0.95, .eps = 1e-8, .clip_grad_norm = 1}};
+    c->stages[0] = (struct run_stage){
+        .kind = RUN_STAGE_RL,
+        .loss = RUN_LOSS_PPO_CLIP,
+        .eps_low = 0.2,
+        .eps_high = 0.28,
+        .max_context = 2048,
+        .optimizer = {.beta1 = 0.9, .beta2 = 0.95, .eps = 1e-8, .weight_decay = 0.1, .clip_grad_norm = 1}};
+}
+
+// One option with a value; false: not known.
+static bool option(struct bench *b, const char *name, const char *value)
+{
+    struct run_config *c = b->config;
+    if (strcmp(name, "--dtype") == 0)
+        c->trainer.dtype = strcmp(value, "f32") == 0 ? RUN_F32 : RUN_BF16;
+    else if (strcmp(name, "--threads") == 0)
+        c->trainer.threads = atoi(value);
+    else if (strcmp(name, "--isa") == 0)
+        snprintf(c->trainer.isa, sizeof c->trainer.isa, "%s", value);
+    else if (strcmp(name, "--steps") == 0)
+        b->steps = atoi(value);
+    else if (strcmp(name, "--sequences") == 0)
+        b->shape.sequences = atoi(value);
+    else if (strcmp(name, "--length") == 0)
+        b->shape.length = atoi(value) + 1;
+    else if (strcmp(name, "--layers") == 0)
+        b->shape.model.n_layers = atoi(value);
+    else if (strcmp(name, "--micro") == 0)
+        b->shape.micro_batch_tokens = atoi(value);
+    else if (strcmp(name, "--recompute") == 0)
+        c->trainer.recompute = strcmp(value, "none") != 0;
+    else if (strcmp(name, "--row") == 0)
+        for (int i = 0; i < 3; i++)
+            b->row = strcmp(value, row_names[i]) == 0 ? (enum row)i : b->row;
+    else
+        return strcmp(name, "--models") == 0; // weights are random: nothing to read
+    return true;
+}
+
+int main(int argc, char **argv)
+{
+    struct bench b = {.shape = shapes[0], .steps = 2, .config = mem_must(1, sizeof *b.config)};
+    config_init(b.config);
     for (int i = 1; i < argc; i++) {
-        bool more = i + 1 < argc;
-        if (more && strcmp(argv[i], "--dtype") == 0)
-            c->trainer.dtype = strcmp(argv[++i], "f32") == 0 ? RUN_F32 : RUN_BF16;
-        else if (more && strcmp(argv[i], "--threads") == 0)
-            c->trainer.threads = atoi(argv[++i]);
-        else if (more && strcmp(argv[i], "--steps") == 0)
-            steps = atoi(argv[++i]);
-        else if (more && strcmp(argv[i], "--isa") == 0)
-            snprintf(c->trainer.isa, sizeof c->trainer.isa, "%s", argv[++i]);
-        else
-            only = argv[i];
+        if (strcmp(argv[i], "--serve") == 0) {
+            b.serve = true;
+        } else if (strncmp(argv[i], "--", 2) == 0) {
+            if (i + 1 == argc || !option(&b, argv[i], argv[i + 1])) {
+                fprintf(stderr, "bench_train: option %s\n", argv[i]);
+                return 2;
+            }
+            i++;
+        } else if (strcmp(argv[i], "quickstart") == 0) {
+            b.shape = shapes[1];
+        }
     }
-    for (size_t i = 0; i < sizeof shapes / sizeof shapes[0] && !rc; i++)
-        if (!only || strcmp(only, shapes[i].name) == 0)
-            rc = bench(&shapes[i], c, steps);
-    free(c);
+    int rc = b.serve ? serve(&b) : table(&b);
+    free(b.config);
     return rc;
 }

@@ -14,6 +14,7 @@
 
 #include "base/mem.h"
 #include "model/model.h"
+#include "tests/isa.h"
 #include "tests/unit/model/tiny.h"
 
 #define ROWS_MAX 256
@@ -38,7 +39,7 @@ static void problem_open(struct problem *p, const struct model_config *c, enum d
     memset(p, 0, sizeof(*p));
     rng_init(&r, 17, 0);
     p->c = *c;
-    assert_int_equal(device_open("cpu", "auto", threads, &p->d, &err), STATUS_OK);
+    assert_int_equal(device_open("cpu", test_isa(), threads, &p->d, &err), STATUS_OK);
     assert_int_equal(layout_open(&p->c, &p->l, &err), STATUS_OK);
     p->master = mem_alloc((size_t)p->l.total * sizeof(float));
     tiny_weights(&p->l, &p->c, 3, p->master);
@@ -92,6 +93,46 @@ static double run(struct problem *p, struct train *t, int first, int last, bool 
         assert_true(p->targets[row0 + i] >= 0 || lp[i] == 0);
     }
     return sum;
+}
+
+// The derivatives of rows [begin, end), which must come one after the other, with their log-probabilities known.
+struct asked {
+    const struct problem *p;
+    const float *logprob, *dlogprob;
+    int32_t row, calls;
+};
+
+static bool differentiate(void *ctx, int32_t begin, int32_t end)
+{
+    struct asked *a = ctx;
+    bool any = false;
+    assert_int_equal(begin, a->row);
+    assert_true(end > begin && end <= a->p->n);
+    for (int32_t i = begin; i < end; i++) {
+        assert_true((a->p->targets[i] >= 0) == (a->logprob[i] < 0));
+        any = any || a->dlogprob[i] != 0;
+    }
+    a->row = end;
+    a->calls++;
+    return any;
+}
+
+// The whole batch with the objective known beforehand: the bits of run(). Returns the number of ranges.
+static int run_objective(struct problem *p, struct train *t, const float *dlogprob, const float *dentropy,
+                         bool expect, float *grads)
+{
+    float lp[ROWS_MAX], ent[ROWS_MAX];
+    for (int i = 0; i < ROWS_MAX; i++)
+        lp[i] = 7; // not computed
+    struct asked a = {.p = p, .logprob = lp, .dlogprob = dlogprob};
+    const struct train_objective o = {differentiate, &a, dlogprob, dentropy};
+    struct batch b = {p->n, p->n_seqs, p->ids, p->pos, p->seqs};
+    train_forward(t, p->w, &b);
+    assert_true(train_objective_grad(t, p->w, p->targets, p->inv_temp, &o, lp, ent, grads) == expect);
+    assert_int_equal(a.row, p->n);
+    train_backward_layers(t, p->w, grads);
+    assert_memory_equal(lp, p->logprob, (size_t)p->n * sizeof(float));
+    return a.calls;
 }
 
 static struct train *train_make(const struct problem *p, enum dtype dtype, int32_t max_tokens, bool recompute)
@@ -178,6 +219,10 @@ static void test_same_bits(void **state)
                 run(&p, t, 1, 2, false, g[r]);
                 memset(g[r], 0, (size_t)p.l.total * sizeof(float));
                 run(&p, t, 0, 3, true, g[r]);
+                float *known = mem_alloc((size_t)p.l.total * sizeof(float));
+                run_objective(&p, t, p.dlogprob, p.dentropy, true, known);
+                assert_memory_equal(g[r], known, (size_t)p.l.total * sizeof(float));
+                mem_free(known);
                 train_close(t);
                 assert_memory_equal(g[0], g[r], (size_t)p.l.total * sizeof(float));
                 if (r < 2)
@@ -237,7 +282,7 @@ static void test_cuts(void **state)
 
 static void test_large_vocabulary(void **state)
 {
-    // 70,001 tokens: 64 rows of logits at a time, so three chunks, the last one partial.
+    // 300,001 tokens: 64 rows of logits at a time, so three chunks, the last one partial.
     static const int32_t len[] = {60, 90, 35};
     struct model_config c = tiny_config(0);
     struct problem p;
@@ -246,11 +291,25 @@ static void test_large_vocabulary(void **state)
     c.n_layers = 1;
     c.n_heads = c.n_kv_heads = 1;
     c.ffn = 16;
-    c.vocab = 70001;
+    c.vocab = 300001;
     problem_open(&p, &c, DT_F32, 2, 3, len);
     for (int s = 0; s < 3; s++)
-        p.targets[p.seqs[s].row0] = 70000; // the last token too
+        p.targets[p.seqs[s].row0] = 300000; // the last token too
     cuts_check(&p, p.n);
+    // With the objective known the head sees each chunk once; the middle one has nothing to learn from.
+    struct train *t = train_make(&p, DT_F32, p.n, true);
+    size_t bytes = (size_t)p.l.total * sizeof(float);
+    float *apart = mem_alloc(bytes), *known = mem_alloc(bytes), zero[ROWS_MAX] = {0};
+    for (int32_t i = 0, k = 0; i < p.n; k += p.targets[i++] >= 0)
+        p.dlogprob[i] = k >= 64 && k < 128 ? 0 : p.dlogprob[i];
+    run(&p, t, 0, 3, false, apart);
+    assert_int_equal(run_objective(&p, t, p.dlogprob, NULL, true, known), 3);
+    assert_memory_equal(apart, known, bytes);
+    run_objective(&p, t, zero, NULL, false, known);
+    assert_memory_equal(apart, known, bytes);
+    mem_free(apart);
+    mem_free(known);
+    train_close(t);
     problem_close(&p);
 }
 
