@@ -15,6 +15,7 @@
 #include "model/folder.h"
 #include "model/model.h"
 #include "model/safetensors.h"
+#include "tests/isa.h"
 
 #define TOLERANCE 1e-4
 #define SEQS_MAX  8
@@ -80,7 +81,7 @@ static void fixture_open(struct fixture *f, const char *name)
     memset(f, 0, sizeof(*f));
     snprintf(f->dir, sizeof(f->dir), "%s/tests/golden/model_%s", root ? root : ".", name);
     snprintf(path, sizeof(path), "%s/golden.safetensors", f->dir);
-    must(device_open("cpu", "auto", 1, &f->d, &err), &err);
+    must(device_open("cpu", test_isa(), 1, &f->d, &err), &err);
     must(model_config_read(f->dir, &f->c, &err), &err);
     must(layout_open(&f->c, &f->l, &err), &err);
     must(model_folder_read(f->dir, &f->c, &f->l, &f->master, &err), &err);

@@ -117,11 +117,12 @@ stages:
      max_context: 96, sampling: {max_new_tokens: 12}, optimizer: {lr: 1e-3}}
 YAML
 
-# run_start NAME [ARGUMENT…]: `ooze run` in the background; $run is its folder, $run_pid its process.
+# run_start NAME [ARGUMENT…]: `ooze run` in the background; $run is its folder, $run_pid its process. OOZE_TEST_ISA masks classes of
+# kernels (tests/isa.h).
 run_start() {
   run=$tmp/$1 run_log=$tmp/$1
   shift
-  nice -n 5 "$ooze" run --quiet "$config" "run_dir=$run" "$@" >"$run_log.out" 2>"$run_log.err" &
+  nice -n 5 "$ooze" run --quiet "$config" "run_dir=$run" ${OOZE_TEST_ISA:+"trainer.isa=$OOZE_TEST_ISA"} "$@" >"$run_log.out" 2>"$run_log.err" &
   run_pid=$!
 }
 run_resume() {

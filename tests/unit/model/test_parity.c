@@ -11,6 +11,7 @@
 
 #include "base/mem.h"
 #include "model/model.h"
+#include "tests/isa.h"
 #include "tests/unit/model/tiny.h"
 
 #define SEQS     6
@@ -213,33 +214,33 @@ static void test_f32(void **state)
 {
     (void)state;
     parity("ref", DT_F32, DT_F32, 1);
-    parity("auto", DT_F32, DT_F32, 2);
+    parity(test_isa(), DT_F32, DT_F32, 2);
 }
 static void test_bf16(void **state)
 {
     (void)state;
     parity("ref", DT_BF16, DT_BF16, 1);
-    parity("auto", DT_BF16, DT_BF16, 3);
+    parity(test_isa(), DT_BF16, DT_BF16, 3);
 }
 static void test_fp8(void **state)
 {
     (void)state;
     parity("ref", DT_FP8, DT_F32, 2);
-    parity("auto", DT_FP8, DT_F32, 1);
+    parity(test_isa(), DT_FP8, DT_F32, 1);
 }
 static void test_kv_bf16(void **state)
 {
     (void)state;
     parity("ref", DT_FP8, DT_BF16, 1);
-    parity("auto", DT_FP8, DT_BF16, 2);
-    parity("auto", DT_F32, DT_BF16, 1);
+    parity(test_isa(), DT_FP8, DT_BF16, 2);
+    parity(test_isa(), DT_F32, DT_BF16, 1);
 }
 static void test_kv_fp8(void **state)
 {
     (void)state;
     parity("ref", DT_BF16, DT_FP8, 2);
-    parity("auto", DT_BF16, DT_FP8, 1);
-    parity("auto", DT_FP8, DT_FP8, 3);
+    parity(test_isa(), DT_BF16, DT_FP8, 1);
+    parity(test_isa(), DT_FP8, DT_FP8, 3);
 }
 
 int main(void)

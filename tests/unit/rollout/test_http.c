@@ -1,4 +1,5 @@
 // The native HTTP API over a real socket: server, worker and client on one loop, the engine on its threads.
+#include "tests/isa.h"
 #include "tiny.h"
 
 #include <sys/stat.h>
@@ -62,7 +63,7 @@ static void side_open(struct side *s, const char *token, int32_t kv_tokens)
     assert_non_null(mkdtemp(s->dir));
     write_models(s);
     must(loop_open(&s->loop, err));
-    const struct worker_config w = {.isa = "auto",
+    const struct worker_config w = {.isa = test_isa(),
                                     .threads = 1,
                                     .model = tiny_config(),
                                     .dtype = DT_F32,

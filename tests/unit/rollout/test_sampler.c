@@ -1,4 +1,5 @@
 // rollout/sampler.h: frequencies against the exact distribution, truncation against its definition, logprobs against the op.
+#include "tests/isa.h"
 #include "tiny.h"
 
 #include "rollout/sampler.h"
@@ -76,7 +77,7 @@ static double chi_square(const double *p, const int *count)
 static void check_distribution(const struct msg_sampling *s, float spread)
 {
     struct device *d = NULL;
-    must(device_open("cpu", "auto", 2, &d, err));
+    must(device_open("cpu", test_isa(), 2, &d, err));
     struct sampler *sampler = NULL;
     must(sampler_open(d, ROWS, V, &sampler, err));
     float one[V];
@@ -136,7 +137,7 @@ static void test_logprob_bits(void **state)
 {
     (void)state;
     struct device *d = NULL;
-    must(device_open("cpu", "auto", 1, &d, err));
+    must(device_open("cpu", test_isa(), 1, &d, err));
     struct sampler *sampler = NULL;
     must(sampler_open(d, ROWS, V, &sampler, err));
     float *logits = mem_alloc(sizeof(float) * V * ROWS);
@@ -166,7 +167,7 @@ static void test_greedy_top_and_forbidden(void **state)
 {
     (void)state;
     struct device *d = NULL;
-    must(device_open("cpu", "auto", 1, &d, err));
+    must(device_open("cpu", test_isa(), 1, &d, err));
     struct sampler *sampler = NULL;
     must(sampler_open(d, 4, V, &sampler, err));
     float *logits = mem_alloc(sizeof(float) * V * 4);

@@ -17,6 +17,7 @@
 #include "model/folder.h"
 #include "model/model.h"
 #include "rollout/engine.h"
+#include "tests/isa.h"
 
 #define TINY_VOCAB 264
 
@@ -59,7 +60,7 @@ struct tiny {
 static inline void tiny_open(struct tiny *t, enum dtype dtype, int threads)
 {
     *t = (struct tiny){.c = tiny_config(), .dtype = dtype};
-    must(device_open("cpu", "auto", threads, &t->d, err));
+    must(device_open("cpu", test_isa(), threads, &t->d, err));
     must(layout_open(&t->c, &t->l, err));
     float *master = mem_alloc((size_t)t->l.total * sizeof(float));
     for (int i = 0; i < 3; i++) {

@@ -10,6 +10,7 @@
 
 #include "base/mem.h"
 #include "base/rng.h"
+#include "tests/isa.h"
 #include "trainer/step.h"
 
 #define TINY_VOCAB 61
@@ -35,7 +36,7 @@ static inline struct run_config *tiny_config(void)
     c->trainer.dtype = RUN_F32;
     c->trainer.micro_batch_tokens = 64;
     c->trainer.keep_weights = 3;
-    snprintf(c->trainer.isa, sizeof c->trainer.isa, "auto");
+    snprintf(c->trainer.isa, sizeof c->trainer.isa, "%s", test_isa());
     c->n_stages = 2;
     for (int i = 0; i < 2; i++) {
         struct run_stage *s = &c->stages[i];
