@@ -1,4 +1,5 @@
 // The job stream against a fake orchestrator: wire_bind here, the client and its engine on the same loop.
+#include "tests/isa.h"
 #include "tiny.h"
 
 #include <unistd.h>
@@ -21,6 +22,9 @@ struct side {
     struct msg_hello hello;
     struct msg_ping pong;
     struct msg_loaded loaded;
+    int n_traces;
+    struct msg_trace_done trace; // arrays not kept
+    char trace_error[256], first_op[32], last_op[32];
     int64_t served_bytes;
     struct got jobs[JOBS]; // by job id
     int32_t offsets[JOBS]; // of the last TOKENS
@@ -39,6 +43,12 @@ static void on_loaded(void *ctx, const struct worker_loaded *l)
 {
     struct side *s = ctx;
     client_loaded(s->client, l);
+}
+
+static void on_traced(void *ctx, const struct worker_trace *t)
+{
+    struct side *s = ctx;
+    client_traced(s->client, t);
 }
 
 static void on_failed(void *ctx, const struct error *err)
@@ -61,7 +71,7 @@ static void side_open(struct side *s)
     snprintf(s->endpoint, sizeof s->endpoint, "ipc://%s/orch", s->dir);
     must(wire_bind(s->endpoint, NULL, &s->wire, err));
     must(loop_open(&s->loop, err));
-    const struct worker_config w = {.isa = "auto",
+    const struct worker_config w = {.isa = test_isa(),
                                     .threads = 1,
                                     .model = tiny_config(),
                                     .dtype = DT_BF16,
@@ -69,6 +79,7 @@ static void side_open(struct side *s)
                                     .loop = s->loop,
                                     .on_outputs = on_outputs,
                                     .on_loaded = on_loaded,
+                                    .on_traced = on_traced,
                                     .on_failed = on_failed,
                                     .ctx = s};
     must(worker_open(&w, &s->worker, err));
@@ -174,6 +185,15 @@ static void hear(struct side *s)
         case MSG_TOKEN_DATA:
             hear_tokens(s, &m.tokens);
             break;
+        case MSG_TRACE_DONE:
+            s->trace = m.trace_done;
+            snprintf(s->trace_error, sizeof s->trace_error, "%s", m.trace_done.error);
+            if (m.trace_done.n_ops > 0) {
+                snprintf(s->first_op, sizeof s->first_op, "%s", m.trace_done.ops[0].op);
+                snprintf(s->last_op, sizeof s->last_op, "%s", m.trace_done.ops[m.trace_done.n_ops - 1].op);
+            }
+            s->n_traces++;
+            break;
         case MSG_CHUNK_REQUEST:
             serve_chunk(s, &m.chunk_request);
             break;
@@ -255,7 +275,7 @@ static void write_weights(struct side *s, uint64_t seed, int64_t version, char p
     layout_init_random(&l, &c, seed, master);
     int64_t bytes;
     snprintf(path, 128, "%s/w-%d.safetensors", s->dir, (int)version);
-    must(weights_file_write(path, &c, &l, master, DT_BF16, version, false, hash, &bytes, err));
+    must(weights_file_write(path, NULL, &l, master, DT_BF16, version, false, hash, &bytes, err));
     mem_free(master);
     layout_done(&l);
 }
@@ -443,12 +463,102 @@ static void test_reconnect_and_epochs(void **state)
     free(s);
 }
 
+static void ask_trace(struct side *s, uint64_t id, int64_t version, const int32_t *ids, int32_t n)
+{
+    struct msg m = {.type = MSG_TRACE};
+    m.trace =
+        (struct msg_trace){.id = id, .version = version, .path = "", .hash = "", .n_ids = n, .ids = ids};
+    send(s, &m);
+}
+
+// Traces are answered between the steps of running jobs, which notice nothing.
+static void test_traces(void **state)
+{
+    (void)state;
+    struct side *s = mem_must(1, sizeof *s);
+    start(s);
+    int32_t ids[100];
+    tiny_prompt(5, ids, 100);
+    send_job(s, 1, 1, 60, 0);
+    wait_int(s, &s->jobs[1].finish, FINISH_LENGTH);
+    send_job(s, 2, 1, 60, 0);
+    run_for(s, 5);
+    ask_trace(s, 31, 0, ids, 100);
+    wait_int(s, &s->n_traces, 1);
+    assert_true(s->trace.ok);
+    assert_int_equal(s->trace.id, 31);
+    assert_int_equal(s->trace.version, 0);
+    assert_int_equal(s->trace.n_logprobs, 100);
+    assert_string_equal(s->first_op, "embed");
+    assert_string_equal(s->last_op, "logprobs");
+    wait_int(s, &s->jobs[2].finish, FINISH_LENGTH);
+    ask_trace(s, 32, 7, ids, 100); // other weights than those in use
+    wait_int(s, &s->n_traces, 2);
+    assert_false(s->trace.ok);
+    assert_non_null(strstr(s->trace_error, "weights 0 are in use, not 7"));
+    ids[4] = TINY_VOCAB;
+    ask_trace(s, 33, 0, ids, 100);
+    wait_int(s, &s->n_traces, 3);
+    assert_false(s->trace.ok);
+    ids[4] = 1;
+    for (uint64_t i = 0; i < WORKER_TRACES + 3; i++)
+        ask_trace(s, 40 + i, 0, ids, 100); // some may be refused, all are answered
+    wait_int(s, &s->n_traces, 3 + WORKER_TRACES + 3);
+    side_close(s);
+    free(s);
+}
+
+// Tokens that no message can carry end their job with an error; the others go on.
+static void test_unsendable(void **state)
+{
+    (void)state;
+    struct side *s = mem_must(1, sizeof *s);
+    start(s);
+    send_job(s, 1, 1, 400, 5); // waits for version 5 for ever
+    send_job(s, 2, 1, 30, 0);
+    wait_int(s, &s->jobs[2].finish, FINISH_LENGTH);
+    struct outputs o;
+    outputs_init(&o);
+    const int32_t ids[] = {1, 2, 3};
+    const float fine[] = {-1, -1, -1}, broken[] = {-1, 5, -1};
+    outputs_add(&o, 1, 0);
+    outputs_add_tokens(&o, ids, fine, 3);
+    outputs_add_span(&o, 5, 0, 3);
+    client_outputs(s->client, &o);
+    outputs_clear(&o);
+    outputs_add(&o, 1, 3);
+    outputs_add_tokens(&o, ids, broken, 3);
+    outputs_add_span(&o, 5, 3, 6);
+    outputs_add_kv(&o, &(struct msg_kv){KV_REFIT, 40 + 4, 0, 3, 5}, 1);
+    client_outputs(s->client, &o);
+    outputs_done(&o);
+    wait_int(s, &s->jobs[1].finish, FINISH_ERROR);
+    assert_int_equal(s->jobs[1].n, 3); // what could be sent
+    assert_non_null(strstr(s->jobs[1].error, "cannot be sent"));
+    ack(s, 1, 3);
+    ack(s, 2, 30);
+    run_for(s, 50);
+    struct client_stats stats;
+    client_stats(s->client, &stats);
+    assert_int_equal(stats.jobs, 0);
+    assert_int_equal(stats.kept_tokens, 0);
+    struct worker_stats w;
+    worker_stats(s->worker, &w);
+    assert_int_equal(w.engine.waiting, 0); // the engine was told
+    send_job(s, 3, 1, 30, 0);
+    wait_int(s, &s->jobs[3].finish, FINISH_LENGTH);
+    side_close(s);
+    free(s);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_jobs),
         cmocka_unit_test(test_versions),
         cmocka_unit_test(test_reconnect_and_epochs),
+        cmocka_unit_test(test_traces),
+        cmocka_unit_test(test_unsendable),
     };
     return cmocka_run_group_tests_name("rollout client", tests, NULL, NULL);
 }
