@@ -59,7 +59,7 @@ static const char *const kv_on_refits[] = {"keep", "recompute", NULL};
 static const char *const numerics[] = {"strict", "relaxed", NULL};
 static const char *const archs[] = {"", "llama", "qwen2", "qwen3", NULL};
 static const char *const templates[] = {"auto", "chatml", "llama3", "qwen", "glm", "tiny", NULL};
-static const char *const isas[] = {"auto", "ref", "avx2", "avx512", "avx512bf16", NULL};
+static const char *const isas[] = {"auto", "ref", "avx2", "avx512", "avx512bf16", "amx", NULL};
 
 #define T run_stage
 static const struct config_field stage_fields[] = {

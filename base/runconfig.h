@@ -135,7 +135,7 @@ struct run_config {
         bool keep_best;       // by eval
         int64_t keep_weights; // published weights kept on disk, at least max_lag + 2
         char isa
-            [RUNCONFIG_NAME]; // auto | ref | avx2 | avx512 | avx512bf16: highest kernel class to use (engines too)
+            [RUNCONFIG_NAME]; // auto | ref | avx2 | avx512 | avx512bf16 | amx: highest kernel class to use (engines too)
     } trainer;
     struct {
         int64_t every;   // steps; 0 = only at the ends of stages

@@ -7,14 +7,32 @@
 #   tests/process/*.sh, tests/lint/*.sh -> run as they are
 #   tests/bench/bench_X.c      -> bench_X, never run by ctest; other sources there are shared by all of them
 #   tests/fuzz/fuzz_X.c        -> fuzz_X with libFuzzer (OOZE_FUZZ); otherwise replays tests/fuzz/corpus/X
-# Exit code 77 is a counted skip.
+# Exit code 77 is a counted skip. Labels (ctest -L): `isa` for what runs models and so depends on the class of kernels, to be repeated
+# with OOZE_TEST_ISA (tests/isa.h); `threads` for what the thread sanitizer is asked about.
 pkg_check_modules(CMOCKA IMPORTED_TARGET cmocka)
 if(NOT CMOCKA_FOUND)
   message(STATUS "cmocka not found: tests are not built (apt install libcmocka-dev)")
   return()
 endif()
 set(OOZE_TEST_ENV "OOZE_SOURCE_DIR=${CMAKE_SOURCE_DIR}" "OOZE_BIN_DIR=${CMAKE_BINARY_DIR}/bin"
-    "ASAN_OPTIONS=handle_segv=2:detect_leaks=1" "UBSAN_OPTIONS=print_stacktrace=1")
+    "ASAN_OPTIONS=handle_segv=2:detect_leaks=1" "UBSAN_OPTIONS=print_stacktrace=1"
+    "TSAN_OPTIONS=suppressions=${CMAKE_SOURCE_DIR}/tests/tsan.supp:second_deadlock_stack=1")
+set(OOZE_ISA_TESTS "^(unit_(model|rollout|trainer)_|oracle_|kernels_invariance|process_run$)")
+set(OOZE_THREAD_TESTS "^(unit_(base_pool|net_|proto_wire|model_|rollout_|trainer_|orchestrator_loop|ledger_)|kernels_invariance|process_(run|kill|stop)$)")
+
+function(ooze_labels name)
+  set(labels)
+  if(name MATCHES "${OOZE_ISA_TESTS}")
+    list(APPEND labels isa)
+  endif()
+  if(name MATCHES "${OOZE_THREAD_TESTS}")
+    list(APPEND labels threads)
+    if(TARGET ${name})
+      set_property(GLOBAL APPEND PROPERTY OOZE_THREAD_TARGETS ${name})
+    endif()
+  endif()
+  set_tests_properties(${name} PROPERTIES LABELS "${labels}")
+endfunction()
 
 function(ooze_test name source timeout)
   add_executable(${name} ${source})
@@ -22,11 +40,13 @@ function(ooze_test name source timeout)
   target_link_libraries(${name} PRIVATE ${ARGN} PkgConfig::CMOCKA)
   add_test(NAME ${name} COMMAND ${name})
   set_tests_properties(${name} PROPERTIES TIMEOUT ${timeout} SKIP_RETURN_CODE 77 ENVIRONMENT "${OOZE_TEST_ENV}")
+  ooze_labels(${name})
 endfunction()
 
 function(ooze_script name script timeout)
   add_test(NAME ${name} COMMAND bash ${script})
   set_tests_properties(${name} PROPERTIES TIMEOUT ${timeout} SKIP_RETURN_CODE 77 ENVIRONMENT "${OOZE_TEST_ENV}")
+  ooze_labels(${name})
 endfunction()
 
 foreach(room base proto net text ledger rl kernels model rollout trainer orchestrator cli)
@@ -57,6 +77,10 @@ foreach(kind kernels oracle process)
     ooze_test(${kind}_${stem} ${test} 300 ${libs_${kind}})
   endforeach()
 endforeach()
+foreach(isa avx2 avx512 avx512bf16 amx) # a class that cannot run here is a skip that counts
+  add_test(NAME kernels_class_${isa} COMMAND kernels_class ${isa})
+  set_tests_properties(kernels_class_${isa} PROPERTIES TIMEOUT 60 SKIP_RETURN_CODE 77)
+endforeach()
 foreach(kind lint process)
   file(GLOB scripts CONFIGURE_DEPENDS ${CMAKE_SOURCE_DIR}/tests/${kind}/test_*.sh)
   foreach(script ${scripts})
@@ -85,7 +109,7 @@ if(NOT dnnl_FOUND OR NOT OpenMP_C_FOUND)
   list(REMOVE_ITEM benches ${CMAKE_SOURCE_DIR}/tests/bench/bench_dnnl.c)
 endif()
 add_library(ooze_bench STATIC ${shared_by_benches})
-target_link_libraries(ooze_bench PUBLIC ooze_trainer ooze_rollout ooze_rl ooze_model ooze_kernels)
+target_link_libraries(ooze_bench PUBLIC ooze_rollout ooze_trainer ooze_rl ooze_model ooze_kernels)
 foreach(bench ${benches})
   get_filename_component(stem ${bench} NAME_WE)
   add_executable(${stem} ${bench})
@@ -112,3 +136,7 @@ foreach(fuzzer ${fuzzers})
   set_target_properties(${stem} PROPERTIES RUNTIME_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/tests)
   target_link_libraries(${stem} PRIVATE ${libs})
 endforeach()
+# What the tests labelled `threads` need, and no more.
+get_property(thread_targets GLOBAL PROPERTY OOZE_THREAD_TARGETS)
+add_custom_target(thread_tests DEPENDS ${thread_targets} ooze ooze-orchestrator ooze-trainer ooze-rollout task_fake
+                  quickstart-demos)

@@ -52,7 +52,7 @@ static const char HELP[] =
     "      --token-file FILE holds a token that calls which change the engine must carry as bearer (default: "
     "none needed)\n"
     "  -t, --threads N       of the forward pass (default: all cores; in a run rollout.threads)\n"
-    "      --isa CLASS       highest kernel class to use: auto (default), ref, avx2, avx512, avx512bf16\n"
+    "      --isa CLASS       highest kernel class to use: auto (default), ref, avx2, avx512, avx512bf16, amx\n"
     "      --kv-tokens N     capacity of the KV cache (65536)\n"
     "      --kv-dtype TYPE   of keys and values: auto (default; bf16 beside bf16 weights, else f32), f32, "
     "bf16 or fp8\n"
