@@ -1,41 +1,11 @@
 // Matrix products on pairs of bf16 (avx512bf16.h has the order). Products with f32 weights are avx512's.
 #include "kernels/avx512bf16/avx512bf16.h"
 #include "kernels/avx512bf16/lanes.h"
+#include "kernels/avx512bf16/widen.h"
 
 #include "kernels/lanes/gemm_drive_tmpl.c"
 
 #define BLOCK_PAIRS (FP8_BLOCK / 2)
-
-// ---- FP8 codes as bf16: two tables of 128 bytes by the low seven bits, the sign put back --------------------------------
-
-#define CODE(q)                                                                                              \
-    ((q) == 127 ? 0x7fc0                                                                                     \
-     : (q) >= 8 ? (((q) >> 3) + 120) << 7 | ((q)&7) << 4                                                     \
-     : (q) >= 4 ? 0x3c00 | ((q)-4) << 5                                                                      \
-     : (q) == 3 ? 0x3bc0                                                                                     \
-     : (q) == 2 ? 0x3b80                                                                                     \
-     : (q) == 1 ? 0x3b00                                                                                     \
-                : 0)
-#define LOW(q)  (uint8_t)(CODE(q) & 0xff)
-#define HIGH(q) (uint8_t)(CODE(q) >> 8)
-#define CODES8(f, q)                                                                                         \
-    f((q)), f((q) + 1), f((q) + 2), f((q) + 3), f((q) + 4), f((q) + 5), f((q) + 6), f((q) + 7)
-#define CODES32(f, q) CODES8(f, q), CODES8(f, (q) + 8), CODES8(f, (q) + 16), CODES8(f, (q) + 24)
-#define CODES(f)      CODES32(f, 0), CODES32(f, 32), CODES32(f, 64), CODES32(f, 96)
-
-static const uint8_t FP8_LOW[128] __attribute__((aligned(64))) = {CODES(LOW)};
-static const uint8_t FP8_HIGH[128] __attribute__((aligned(64))) = {CODES(HIGH)};
-
-// One pair-row of 64 codes → the pairs of columns 0 … 15 and 16 … 31.
-ALWAYS void widen_pairs(const uint8_t *codes, __m512i *ret_a, __m512i *ret_b)
-{
-    __m512i q = _mm512_loadu_si512(codes);
-    __m512i low = _mm512_permutex2var_epi8(_mm512_load_si512(FP8_LOW), q, _mm512_load_si512(FP8_LOW + 64));
-    __m512i high = _mm512_permutex2var_epi8(_mm512_load_si512(FP8_HIGH), q, _mm512_load_si512(FP8_HIGH + 64));
-    high = _mm512_ternarylogic_epi64(high, q, _mm512_set1_epi8((char)0x80), 0xf8); // high | (q & 0x80)
-    *ret_a = _mm512_unpacklo_epi8(low, high);
-    *ret_b = _mm512_unpackhi_epi8(low, high);
-}
 
 // ---- tiles -----------------------------------------------------------------------------------------------------------
 

@@ -1,6 +1,8 @@
 // kv_write, attention and attention_grad of every class against ref: batches of sequences of any length, prefill chunks and decode steps,
 // grouped heads, page sizes and orders, every cache format; pages are full of NaN where nothing was stored. The reference against
 // plain formulas and differences in double.
+#include "kernels/fmath.h"
+#include "tests/kernels/attention_order.h"
 #include "tests/kernels/check.h"
 
 static struct check check;
@@ -47,7 +49,7 @@ static void batch_new(int i, bool whole, struct batch *b)
                         .lse = i % 4};
     bool long_ones = i % 20 == 0;
     b->n_seqs = (int)check_between(&check, i % 50 ? 1 : 0, long_ones ? 2 : SEQS);
-    b->n_heads = b->n_kv * (int)check_between(&check, 1, 4);
+    b->n_heads = b->n_kv * (int)check_between(&check, 1, i % 10 == 3 ? 9 : 4);
     for (int s = 0; s < b->n_seqs; s++) {
         struct attn_seq *a = &b->seqs[s];
         bool decode = !whole && check_between(&check, 0, 1);
@@ -206,6 +208,76 @@ static void attention_truth(const struct batch *b)
     }
 }
 
+// ---- classes with an order of their own --------------------------------------------------------------------------------
+
+static bool own_pairs(const struct batch *b)
+{
+    return avx512bf16_pairs(b->t, b->dim);
+}
+
+// Pages are the class's own matter; what counts is what attention makes of them. Scales are everybody's.
+static void own_write(void *ctx, const struct device *d, void *const *want, void *const *got)
+{
+    const struct batch *b = ctx;
+    size_t pages = page_elements(b), bytes = pages * (size_t)b->dim * dtype_bytes(b->t);
+    for (int i = own_pairs(b) ? 2 : 0; i < 4; i++)
+        check_same_bytes("kv_write", d, want[i], got[i], i < 2 ? bytes : pages * 4);
+}
+
+static void own_keys(const struct batch *b, int s, int g, struct order_kv *ret)
+{
+    ret->n = b->seqs[s].pos0 + b->seqs[s].n_rows;
+    assert_true(ret->n <= ORDER_KEYS);
+    for (int64_t j = 0; j < ret->n; j++) {
+        bool old = j < b->seqs[s].pos0;
+        int64_t at =
+            (old ? b->history[s].row0 + j : b->seqs[s].row0 + j - b->seqs[s].pos0) * b->ldk + g * b->dim;
+        order_store(b->t, b->dim, (old ? b->hk : b->k) + at, ret->k[j], &ret->k_scale[j]);
+        order_store(b->t, b->dim, (old ? b->hv : b->v) + at, ret->v[j], &ret->v_scale[j]);
+    }
+}
+
+// The order of the class bit for bit, and its distance from ref: q, and p in both sums, are rounded to bf16 (u = 2^-9), which
+// moves a score by u sum |q k| scale and out by no more than 2 u + exp(2 of that) - 1 of the largest value.
+static void own_attention(void *ctx, const struct device *d, void *const *want, void *const *got)
+{
+    static struct order_kv kv;
+    const struct batch *b = ctx;
+    const float *out = got[0], *lse = got[1], *ref = want[0];
+    if (!own_pairs(b)) {
+        check_same("attention", d, ref, out, b->rows ? (b->rows - 1) * b->ldo + b->n_heads * b->dim : 0);
+        check_same("attention lse", d, want[1], lse, b->rows * b->n_heads);
+        return;
+    }
+    for (int s = 0; s < b->n_seqs; s++)
+        for (int h = 0; h < b->n_heads; h++) {
+            if (h % (b->n_heads / b->n_kv) == 0)
+                own_keys(b, s, h / (b->n_heads / b->n_kv), &kv);
+            for (int i = 0; i < b->seqs[s].n_rows; i++) {
+                float model[ORDER_DIM];
+                int64_t row = b->seqs[s].row0 + i, keys = b->seqs[s].pos0 + i + 1;
+                const float *q = b->q + row * b->ldq + h * b->dim;
+                float l = order_attention(&kv, b->dim, keys, b->scale, q, model, fmath_log);
+                check_same("attention in its own order", d, model, out + row * b->ldo + h * b->dim, b->dim);
+                if (b->lse)
+                    check_same("lse in its own order", d, &l, &lse[row * b->n_heads + h], 1);
+                double moved = 0, top = 0;
+                for (int64_t j = 0; j < keys; j++) {
+                    double sum = 0;
+                    for (int x = 0; x < b->dim; x++) {
+                        sum += fabs((double)q[x] * (double)kv.k[j][x] * (double)kv.k_scale[j]);
+                        top = fmax(top, fabs((double)kv.v[j][x] * (double)kv.v_scale[j]));
+                    }
+                    moved = fmax(moved, (double)b->scale * sum * (0x1p-9 + 0x1p-16));
+                }
+                double bound = (2.1 * 0x1p-9 + expm1(2 * moved)) * top + 1e-5;
+                for (int x = 0; x < b->dim; x++)
+                    check_near("attention in bf16 against ref", d, ref[row * b->ldo + h * b->dim + x],
+                               out[row * b->ldo + h * b->dim + x], bound);
+            }
+        }
+}
+
 static void test_attention(void **state)
 {
     (void)state;
@@ -219,12 +291,12 @@ static void test_attention(void **state)
                                  {"kv_write values", 1, pages * b.dim, pages * b.dim, (size_t)size, nan},
                                  {"kv_write key scales", 1, pages, pages, 4, nan},
                                  {"kv_write value scales", 1, pages, pages, 4, nan}};
-        check_op(&check, OP(kv_write), op_write, &b, 4, cache, NULL);
+        check_op(&check, OP(kv_write), op_write, &b, 4, cache, own_write);
         struct output out[] = {
             {"attention", b.rows, b.n_heads * b.dim, b.ldo, 4, check_floats(&check, b.rows * b.ldo, 1, 0)},
             {"attention lse", 1, b.rows * b.n_heads, b.rows * b.n_heads, 4,
              check_floats(&check, b.rows * b.n_heads, 1, 0)}};
-        check_op(&check, OP(attention), op_attention, &b, 2, out, NULL);
+        check_op(&check, OP(attention), op_attention, &b, 2, out, own_attention);
         if (i % 8 == 1)
             attention_truth(&b);
         check_release(&check);
@@ -266,6 +338,121 @@ static void grad_new(int i, struct grad *g)
     op_attention(check.ref, b, p);
 }
 
+// One head of one sequence in the class's own order; the heads of a group are added to dk and dv in order.
+static void own_head(const struct grad *g, const struct device *d, const struct order_kv *kv, int s, int h,
+                     void *const *got, float (*dk)[ORDER_DIM], float (*dv)[ORDER_DIM])
+{
+    static float one_k[ORDER_KEYS][ORDER_DIM], one_v[ORDER_KEYS][ORDER_DIM], dq[ORDER_KEYS * ORDER_DIM];
+    const struct batch *b = &g->b;
+    int64_t row = b->seqs[s].row0;
+    const struct order_head head = {.q = b->q + row * b->ldq + h * b->dim,
+                                    .out = g->out + row * b->ldo + h * b->dim,
+                                    .lse = g->lse + row * b->n_heads + h,
+                                    .dout = g->dout + row * b->ldo + h * b->dim,
+                                    .ldq = b->ldq,
+                                    .ldo = b->ldo,
+                                    .lddo = b->ldo,
+                                    .ld_lse = b->n_heads,
+                                    .dq = dq,
+                                    .lddq = b->dim};
+    order_grad(kv, b->dim, b->scale, &head, one_k, one_v);
+    for (int64_t i = 0; i < kv->n; i++) {
+        check_same("dq in its own order", d, dq + i * b->dim,
+                   (float *)got[0] + (row + i) * g->lddq + h * b->dim, b->dim);
+        for (int x = 0; x < b->dim; x++) {
+            dk[i][x] = h % (b->n_heads / b->n_kv) ? dk[i][x] + one_k[i][x] : one_k[i][x];
+            dv[i][x] = h % (b->n_heads / b->n_kv) ? dv[i][x] + one_v[i][x] : one_v[i][x];
+        }
+    }
+}
+
+// How far the roundings to bf16 (2^-9 each, at most two on any factor's way: FP8 keys and values are rounded twice) may bring one
+// head's gradients from ref's: a score moves by scale 2 u sum |q k|, so P by a factor; dP by 2 u sum |dout v|, whatever cancels.
+static void grad_bounds(const struct grad *g, const struct order_kv *kv, int s, int h,
+                        double (*dq)[ORDER_DIM], double (*dk)[ORDER_DIM], double (*dv)[ORDER_DIM])
+{
+    const struct batch *b = &g->b;
+    const double u2 = 2.02 * 0x1p-9, scale = (double)b->scale;
+    for (int64_t i = 0; i < kv->n; i++)
+        for (int x = 0; x < b->dim; x++)
+            dq[i][x] = 0;
+    for (int64_t i = 0; i < kv->n; i++)
+        for (int64_t j = 0; j <= i; j++) {
+            int64_t row = b->seqs[s].row0 + i;
+            const float *q = b->q + row * b->ldq + h * b->dim, *o = g->dout + row * b->ldo + h * b->dim;
+            const float *out = g->out + row * b->ldo + h * b->dim;
+            double dot = 0, size = 0, dp = 0, dp_size = 0;
+            for (int x = 0; x < b->dim; x++) {
+                double qk = (double)q[x] * (double)kv->k[j][x], ov = (double)o[x] * (double)kv->v[j][x];
+                dot += qk;
+                size += fabs(qk);
+                dp += ov - (double)o[x] * (double)out[x];
+                dp_size += fabs(ov) + fabs((double)o[x] * (double)out[x]);
+            }
+            double moved = expm1(scale * size * u2 + 1e-5) + u2;
+            double p = exp(dot * scale - (double)g->lse[row * b->n_heads + h]);
+            double ds = p * fabs(dp) * scale, e = ds * moved + p * (1 + moved) * scale * dp_size * u2;
+            for (int x = 0; x < b->dim; x++) {
+                dq[i][x] += (e + ds * u2) * fabs((double)kv->k[j][x]);
+                dk[j][x] += (e + ds * u2) * fabs((double)q[x]);
+                dv[j][x] += p * (moved + u2) * fabs((double)o[x]);
+            }
+        }
+}
+
+static void own_rows(const struct grad *g, const struct device *d, int s, double (*bound)[ORDER_DIM],
+                     const float *want, const float *got, int64_t ld, int64_t at)
+{
+    for (int64_t i = 0; i < g->b.seqs[s].n_rows; i++)
+        for (int x = 0; x < g->b.dim; x++) {
+            int64_t e = (g->b.seqs[s].row0 + i) * ld + at + x;
+            check_near("attention_grad in bf16 against ref", d, want[e], got[e], 1.1 * bound[i][x] + 1e-5);
+        }
+}
+
+// One key/value head of one sequence: bit for bit, and within the bounds of ref.
+static void own_group(const struct grad *g, const struct device *d, int s, int kv_head, void *const *want,
+                      void *const *got)
+{
+    static struct order_kv kv;
+    static float dk[ORDER_KEYS][ORDER_DIM], dv[ORDER_KEYS][ORDER_DIM];
+    static double bound[3][ORDER_KEYS][ORDER_DIM];
+    const struct batch *b = &g->b;
+    int group = b->n_heads / b->n_kv, at = kv_head * b->dim;
+    own_keys(b, s, kv_head, &kv);
+    for (int64_t j = 0; j < kv.n; j++)
+        for (int x = 0; x < b->dim; x++) {
+            kv.k[j][x] = order_bf16(kv.k[j][x] * kv.k_scale[j]);
+            kv.v[j][x] = order_bf16(kv.v[j][x] * kv.v_scale[j]);
+            bound[1][j][x] = bound[2][j][x] = 0;
+        }
+    for (int h = kv_head * group; h < (kv_head + 1) * group; h++) {
+        own_head(g, d, &kv, s, h, got, dk, dv);
+        grad_bounds(g, &kv, s, h, bound[0], bound[1], bound[2]);
+        own_rows(g, d, s, bound[0], want[0], got[0], g->lddq, h * b->dim);
+    }
+    own_rows(g, d, s, bound[1], want[1], got[1], g->lddk, at);
+    own_rows(g, d, s, bound[2], want[2], got[2], g->lddv, at);
+    for (int64_t i = 0; i < kv.n; i++) {
+        int64_t row = b->seqs[s].row0 + i;
+        check_same("dk in its own order", d, dk[i], (float *)got[1] + row * g->lddk + at, b->dim);
+        check_same("dv in its own order", d, dv[i], (float *)got[2] + row * g->lddv + at, b->dim);
+    }
+}
+
+static void own_grad(void *ctx, const struct device *d, void *const *want, void *const *got)
+{
+    const struct grad *g = ctx;
+    const struct batch *b = &g->b;
+    int64_t ld[] = {g->lddq, g->lddk, g->lddv};
+    for (int a = 0; a < 3 && !own_pairs(b) && b->rows; a++)
+        check_same("attention_grad", d, want[a], got[a],
+                   (b->rows - 1) * ld[a] + (a ? b->n_kv : b->n_heads) * b->dim);
+    for (int s = 0; own_pairs(b) && s < b->n_seqs; s++)
+        for (int kv_head = 0; kv_head < b->n_kv; kv_head++)
+            own_group(g, d, s, kv_head, want, got);
+}
+
 static void test_attention_grad(void **state)
 {
     (void)state;
@@ -279,7 +466,7 @@ static void test_attention_grad(void **state)
                                 check_floats(&check, b->rows * g.lddk, 1, 0)},
                                {"attention_grad dv", b->rows, b->n_kv * b->dim, g.lddv, 4,
                                 check_floats(&check, b->rows * g.lddv, 1, 0)}};
-        check_op(&check, OP(attention_grad), op_grad, &g, 3, out, NULL);
+        check_op(&check, OP(attention_grad), op_grad, &g, 3, out, own_grad);
         check_release(&check);
     }
 }
