@@ -108,10 +108,13 @@ struct kernels {
     //   x [T, heads, D] in place, row stride ldx; tables cos, sin [max_pos, D/2].
     void (*rope)(struct device *d, int64_t t, int64_t heads, int64_t head_dim, float *x, int64_t ldx,
                  const int32_t *pos, const float *cos, const float *sin, int sign);
-    // y = silu(g) * u, silu(g) = g / (1 + exp(-g)).  gu [T, 2F]: g in [0, F), u in [F, 2F); y [T, F]
-    void (*swiglu)(struct device *d, int64_t t, int64_t f, const float *gu, float *y);
-    // With o = 1 / (1 + exp(-g)): dg = (dy u) (o (1 + g (1 - o))), du = dy (g o).  dgu [T, 2F] out (may be gu)
-    void (*swiglu_grad)(struct device *d, int64_t t, int64_t f, const float *gu, const float *dy, float *dgu);
+    // y = silu(g) * u, silu(g) = g / (1 + exp(-g)).  gu [T, 2F]: g in [0, F), u in [F, 2F); y [T, F].
+    // kept [T, 2F] = bf16(gu) for the gradient, on the way, or NULL.
+    void (*swiglu)(struct device *d, int64_t t, int64_t f, const float *gu, float *y, uint16_t *kept);
+    // With o = 1 / (1 + exp(-g)): dg = (dy u) (o (1 + g (1 - o))), du = dy (g o).  gu [T, 2F] dtype F32 | BF16;
+    // dgu [T, 2F] f32 out (may be gu of DT_F32); y [T, F] out (may be dy): silu(g) * u once more, or NULL.
+    void (*swiglu_grad)(struct device *d, int64_t t, int64_t f, enum dtype dtype, const void *gu,
+                        const float *dy, float *dgu, float *y);
     // y += x, n elements
     void (*add)(struct device *d, int64_t n, const float *x, float *y);
     // x = bf16(x) in place

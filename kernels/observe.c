@@ -143,23 +143,23 @@ static void obs_rope(struct device *d, int64_t t, int64_t heads, int64_t head_di
     WATCH(rope, t, heads, head_dim, x, ldx, pos, cosines, sines, sign);
 }
 
-static void obs_swiglu(struct device *d, int64_t t, int64_t f, const float *gu, float *y)
+static void obs_swiglu(struct device *d, int64_t t, int64_t f, const float *gu, float *y, uint16_t *kept)
 {
     CALL(swiglu, .m = t, .n = f);
     c.flops = 4 * (double)t * (double)f;
-    c.bytes = 3 * F32 * (double)t * (double)f;
+    c.bytes = (3 * F32 + (kept ? 4 : 0)) * (double)t * (double)f;
     add_output(&c, y, t, f, f, F32);
-    WATCH(swiglu, t, f, gu, y);
+    WATCH(swiglu, t, f, gu, y, kept);
 }
 
-static void obs_swiglu_grad(struct device *d, int64_t t, int64_t f, const float *gu, const float *dy,
-                            float *dgu)
+static void obs_swiglu_grad(struct device *d, int64_t t, int64_t f, enum dtype dtype, const void *gu,
+                            const float *dy, float *dgu, float *y)
 {
-    CALL(swiglu_grad, .m = t, .n = f);
+    CALL(swiglu_grad, .dtype = dtype, .m = t, .n = f);
     c.flops = 10 * (double)t * (double)f;
-    c.bytes = 5 * F32 * (double)t * (double)f;
+    c.bytes = ((y ? 4 : 3) * F32 + 2 * (double)dtype_bytes(dtype)) * (double)t * (double)f;
     add_output(&c, dgu, t, 2 * f, 2 * f, F32);
-    WATCH(swiglu_grad, t, f, gu, dy, dgu);
+    WATCH(swiglu_grad, t, f, dtype, gu, dy, dgu, y);
 }
 
 static void obs_add(struct device *d, int64_t n, const float *x, float *y)

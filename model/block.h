@@ -45,10 +45,10 @@ struct block {
     // The block's weights, filled by bind (weights.h).
     size_t weights_size;
     void (*bind)(struct binder *b, const struct model_config *c, int32_t layer, void *ret_weights);
-    // Floats for t rows: kept from forward to backward; working memory of forward; of backward.
-    int64_t (*saved)(const struct model_config *c, int64_t t);
-    int64_t (*scratch)(const struct model_config *c, int64_t t);
-    int64_t (*grad_scratch)(const struct model_config *c, int64_t t);
+    // Floats for t rows with weights of `dtype`: kept from forward to backward; working memory of forward; of backward.
+    int64_t (*saved)(const struct model_config *c, enum dtype dtype, int64_t t);
+    int64_t (*scratch)(const struct model_config *c, enum dtype dtype, int64_t t);
+    int64_t (*grad_scratch)(const struct model_config *c, enum dtype dtype, int64_t t);
     // x [T, C] f32 in and out.
     void (*forward)(const struct block_run *r, const void *weights, float *x, float *saved, float *scratch);
     // dx [T, C] in: gradient of the block's output; out: of its input. grads [layout.total] += .

@@ -121,16 +121,19 @@ static int64_t scratch_carve(const struct model_config *c, int64_t t, bool grad,
     return v.used;
 }
 
-static int64_t attention_saved_floats(const struct model_config *c, int64_t t)
+static int64_t attention_saved_floats(const struct model_config *c, enum dtype dtype, int64_t t)
 {
+    (void)dtype;
     return saved_carve(c, t, NULL, &(struct attention_saved){0});
 }
-static int64_t attention_scratch_floats(const struct model_config *c, int64_t t)
+static int64_t attention_scratch_floats(const struct model_config *c, enum dtype dtype, int64_t t)
 {
+    (void)dtype;
     return scratch_carve(c, t, false, NULL, &(struct attention_scratch){0});
 }
-static int64_t attention_grad_scratch_floats(const struct model_config *c, int64_t t)
+static int64_t attention_grad_scratch_floats(const struct model_config *c, enum dtype dtype, int64_t t)
 {
+    (void)dtype;
     return scratch_carve(c, t, true, NULL, &(struct attention_scratch){0});
 }
 

@@ -32,47 +32,50 @@ static void mlp_bind(struct binder *b, const struct model_config *c, int32_t lay
     bind_linear(b, layer, 1, DOWN, NULL, &w->down);
 }
 
-// Kept for the backward pass; n and the activation are cheap and computed again.
+// Kept for the backward pass; n and the activation are cheap and computed again. In a model of bf16 products gate and up are
+// kept in bf16 too, half of all that a layer keeps: the forward pass, whose bits are the engine's, reads them in f32 before;
+// the gradient takes the rounded ones, recomputed or not.
 struct mlp_saved {
-    float *x;  // [T, C] input
-    float *gu; // [T, 2F]
+    float *x;        // [T, C] input
+    float *gu;       // [T, 2F] DT_F32
+    uint16_t *rough; // [T, 2F] else
 };
 
-static int64_t saved_carve(const struct model_config *c, int64_t t, float *base, struct mlp_saved *ret)
+static int64_t saved_carve(const struct model_config *c, enum dtype dtype, int64_t t, float *base,
+                           struct mlp_saved *ret)
 {
     struct carve v = {.base = base};
-    ret->x = carve_take(&v, t * c->hidden);
-    ret->gu = carve_take(&v, t * 2 * c->ffn);
+    *ret = (struct mlp_saved){.x = carve_take(&v, t * c->hidden)};
+    if (dtype == DT_F32)
+        ret->gu = carve_take(&v, t * 2 * c->ffn);
+    else
+        ret->rough = (uint16_t *)carve_take(&v, t * c->ffn);
     return v.used;
 }
 
 struct mlp_scratch {
     float *n;  // [T, C]
-    float *h;  // [T, F]
-    float *dh; // [T, F], backward only
+    float *gu; // [T, 2F], then its gradient
+    float *h;  // [T, F]; backward: its gradient, then h
 };
 
-static int64_t scratch_carve(const struct model_config *c, int64_t t, bool grad, float *base,
-                             struct mlp_scratch *ret)
+static int64_t scratch_carve(const struct model_config *c, int64_t t, float *base, struct mlp_scratch *ret)
 {
     struct carve v = {.base = base};
     ret->n = carve_take(&v, t * c->hidden);
+    ret->gu = carve_take(&v, t * 2 * c->ffn);
     ret->h = carve_take(&v, t * c->ffn);
-    ret->dh = grad ? carve_take(&v, t * c->ffn) : NULL;
     return v.used;
 }
 
-static int64_t mlp_saved_floats(const struct model_config *c, int64_t t)
+static int64_t mlp_saved_floats(const struct model_config *c, enum dtype dtype, int64_t t)
 {
-    return saved_carve(c, t, NULL, &(struct mlp_saved){0});
+    return saved_carve(c, dtype, t, NULL, &(struct mlp_saved){0});
 }
-static int64_t mlp_scratch_floats(const struct model_config *c, int64_t t)
+static int64_t mlp_scratch_floats(const struct model_config *c, enum dtype dtype, int64_t t)
 {
-    return scratch_carve(c, t, false, NULL, &(struct mlp_scratch){0});
-}
-static int64_t mlp_grad_scratch_floats(const struct model_config *c, int64_t t)
-{
-    return scratch_carve(c, t, true, NULL, &(struct mlp_scratch){0});
+    (void)dtype;
+    return scratch_carve(c, t, NULL, &(struct mlp_scratch){0});
 }
 
 static void mlp_forward(const struct block_run *r, const void *weights, float *x, float *saved,
@@ -83,16 +86,19 @@ static void mlp_forward(const struct block_run *r, const void *weights, float *x
     int64_t C = r->c->hidden, F = r->c->ffn, T = r->t;
     struct mlp_saved s;
     struct mlp_scratch b;
-    saved_carve(r->c, T, saved, &s);
-    scratch_carve(r->c, T, false, scratch, &b);
+    saved_carve(r->c, r->dtype, T, saved, &s);
+    scratch_carve(r->c, T, scratch, &b);
     if (r->keep)
         array_copy(s.x, x, T * C);
+    float *gu = r->keep && s.gu ? s.gu : b.gu;
     k->rmsnorm(r->d, T, C, x, C, w->norm, r->c->rms_eps, b.n, C, NULL);
-    linear_forward(r->d, &w->gate_up, T, b.n, C, false, s.gu, 2 * F);
-    if (!r->want_output)
-        return;
-    k->swiglu(r->d, T, F, s.gu, b.h);
-    linear_forward(r->d, &w->down, T, b.h, F, true, x, C);
+    linear_forward(r->d, &w->gate_up, T, b.n, C, false, gu, 2 * F);
+    if (r->want_output) {
+        k->swiglu(r->d, T, F, gu, b.h, r->keep ? s.rough : NULL);
+        linear_forward(r->d, &w->down, T, b.h, F, true, x, C);
+    } else if (s.rough) {
+        k->to_bf16(r->d, T * 2 * F, gu, s.rough);
+    }
 }
 
 static void mlp_backward(const struct block_run *r, const void *weights, float *saved, float *scratch,
@@ -103,15 +109,15 @@ static void mlp_backward(const struct block_run *r, const void *weights, float *
     int64_t C = r->c->hidden, F = r->c->ffn, T = r->t;
     struct mlp_saved s;
     struct mlp_scratch b;
-    saved_carve(r->c, T, saved, &s);
-    scratch_carve(r->c, T, true, scratch, &b);
-    k->swiglu(r->d, T, F, s.gu, b.h);
+    saved_carve(r->c, r->dtype, T, saved, &s);
+    scratch_carve(r->c, T, scratch, &b);
+    linear_grad_x(r->d, &w->down, T, dx, C, false, b.h, F);
+    k->swiglu_grad(r->d, T, F, s.rough ? DT_BF16 : DT_F32, s.rough ? (void *)s.rough : (void *)s.gu, b.h,
+                   b.gu, b.h);
     linear_grad_w(r->d, &w->down, r->dtype, T, dx, C, b.h, F, grads);
-    linear_grad_x(r->d, &w->down, T, dx, C, false, b.dh, F);
-    k->swiglu_grad(r->d, T, F, s.gu, b.dh, s.gu);
     k->rmsnorm(r->d, T, C, s.x, C, w->norm, r->c->rms_eps, b.n, C, NULL);
-    linear_grad_w(r->d, &w->gate_up, r->dtype, T, s.gu, 2 * F, b.n, C, grads);
-    linear_grad_x(r->d, &w->gate_up, T, s.gu, 2 * F, false, b.n, C);
+    linear_grad_w(r->d, &w->gate_up, r->dtype, T, b.gu, 2 * F, b.n, C, grads);
+    linear_grad_x(r->d, &w->gate_up, T, b.gu, 2 * F, false, b.n, C);
     k->rmsnorm_grad(r->d, T, C, s.x, C, w->norm, r->c->rms_eps, b.n, C, true, dx, C,
                     grads + w->norm_param->offset);
 }
@@ -123,7 +129,7 @@ const struct block block_mlp = {
     .bind = mlp_bind,
     .saved = mlp_saved_floats,
     .scratch = mlp_scratch_floats,
-    .grad_scratch = mlp_grad_scratch_floats,
+    .grad_scratch = mlp_scratch_floats,
     .forward = mlp_forward,
     .backward = mlp_backward,
 };

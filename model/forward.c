@@ -8,11 +8,11 @@
 #include "model/array.h"
 #include "model/kv.h"
 
-int64_t layer_saved_floats(const struct layer *y, const struct model_config *c, int64_t t)
+int64_t layer_saved_floats(const struct layer *y, const struct model_config *c, enum dtype dtype, int64_t t)
 {
     int64_t n = 0;
     for (int32_t i = 0; i < y->n_blocks; i++)
-        n += y->blocks[i]->saved(c, t);
+        n += y->blocks[i]->saved(c, dtype, t);
     return n;
 }
 
@@ -23,7 +23,7 @@ void layer_forward(const struct block_run *r, const struct layer *y, float *x, f
         run.want_output = r->want_output || i + 1 < y->n_blocks;
         device_mark(r->d, r->d->mark_layer, y->blocks[i]->name);
         y->blocks[i]->forward(&run, y->weights[i], x, saved, scratch);
-        saved += y->blocks[i]->saved(r->c, r->t);
+        saved += y->blocks[i]->saved(r->c, r->dtype, r->t);
     }
 }
 
@@ -60,7 +60,7 @@ static void working_memory(const struct weights *w, int64_t t, int64_t *ret_save
     for (int32_t i = 0; i < w->c.n_layers; i++)
         for (int32_t k = 0; k < w->layers[i].n_blocks; k++) {
             const struct block *b = w->layers[i].blocks[k];
-            int64_t saved = b->saved(&w->c, t), scratch = b->scratch(&w->c, t);
+            int64_t saved = b->saved(&w->c, w->dtype, t), scratch = b->scratch(&w->c, w->dtype, t);
             *ret_saved = saved > *ret_saved ? saved : *ret_saved;
             *ret_scratch = scratch > *ret_scratch ? scratch : *ret_scratch;
         }

@@ -5,7 +5,7 @@
 #include "model/weights.h"
 
 // Largest `saved` + `scratch` over the layers' blocks, in floats, for t rows.
-int64_t layer_saved_floats(const struct layer *y, const struct model_config *c, int64_t t);
+int64_t layer_saved_floats(const struct layer *y, const struct model_config *c, enum dtype dtype, int64_t t);
 // Adds every block of the layer to x. saved: layer_saved_floats(y, …, r->t), one part after the other per block.
 void layer_forward(const struct block_run *r, const struct layer *y, float *x, float *saved, float *scratch);
 

@@ -23,11 +23,11 @@ static void sizes_find(const struct train *t, int64_t *ret_saved, int64_t *ret_s
     for (int32_t i = 0; i < t->c.n_layers; i++) {
         int64_t saved = 0;
         for (const struct block *const *b = arch->blocks(&t->c, i); *b; b++) {
-            int64_t forward = (*b)->scratch(&t->c, t->max_tokens),
-                    grad = (*b)->grad_scratch(&t->c, t->max_tokens);
+            int64_t forward = (*b)->scratch(&t->c, t->dtype, t->max_tokens),
+                    grad = (*b)->grad_scratch(&t->c, t->dtype, t->max_tokens);
             int64_t most = forward > grad ? forward : grad;
             *ret_scratch = most > *ret_scratch ? most : *ret_scratch;
-            saved += (*b)->saved(&t->c, t->max_tokens);
+            saved += (*b)->saved(&t->c, t->dtype, t->max_tokens);
         }
         *ret_saved = saved > *ret_saved ? saved : *ret_saved;
     }
@@ -208,9 +208,9 @@ static void layer_backward(struct train *t, const struct weights *w, int32_t lay
         r.want_output = false;
         layer_forward(&r, y, layer_input(t, layer), saved, t->scratch);
     }
-    saved += layer_saved_floats(y, &t->c, t->n_rows);
+    saved += layer_saved_floats(y, &t->c, t->dtype, t->n_rows);
     for (int32_t i = y->n_blocks - 1; i >= 0; i--) {
-        saved -= y->blocks[i]->saved(&t->c, t->n_rows);
+        saved -= y->blocks[i]->saved(&t->c, t->dtype, t->n_rows);
         device_mark(t->d, layer, y->blocks[i]->name);
         y->blocks[i]->backward(&r, y->weights[i], saved, t->scratch, dx, grads);
     }

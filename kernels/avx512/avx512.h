@@ -22,8 +22,9 @@ void avx512_rmsnorm_grad(struct device *d, int64_t t, int64_t c, const float *x,
                          float *dw);
 void avx512_rope(struct device *d, int64_t t, int64_t heads, int64_t head_dim, float *x, int64_t ldx,
                  const int32_t *pos, const float *cos, const float *sin, int sign);
-void avx512_swiglu(struct device *d, int64_t t, int64_t f, const float *gu, float *y);
-void avx512_swiglu_grad(struct device *d, int64_t t, int64_t f, const float *gu, const float *dy, float *dgu);
+void avx512_swiglu(struct device *d, int64_t t, int64_t f, const float *gu, float *y, uint16_t *kept);
+void avx512_swiglu_grad(struct device *d, int64_t t, int64_t f, enum dtype dtype, const void *gu,
+                        const float *dy, float *dgu, float *y);
 void avx512_add(struct device *d, int64_t n, const float *x, float *y);
 void avx512_round_bf16(struct device *d, int64_t n, float *x);
 void avx512_kv_write(struct device *d, const struct attn_cache *c, int n_seqs, const struct attn_seq *seqs,

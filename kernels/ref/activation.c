@@ -23,25 +23,40 @@ void ref_rope(struct device *d, int64_t t, int64_t heads, int64_t head_dim, floa
         }
 }
 
-void ref_swiglu(struct device *d, int64_t t, int64_t f, const float *gu, float *y)
+static float silu_times(float g, float u)
 {
-    (void)d;
-    for (int64_t row = 0; row < t; row++)
-        for (int64_t i = 0; i < f; i++) {
-            float g = gu[row * 2 * f + i], u = gu[row * 2 * f + f + i];
-            y[row * f + i] = (g / (1.0f + fmath_exp(-g))) * u;
-        }
+    return (g / (1.0f + fmath_exp(-g))) * u;
 }
 
-void ref_swiglu_grad(struct device *d, int64_t t, int64_t f, const float *gu, const float *dy, float *dgu)
+void ref_swiglu(struct device *d, int64_t t, int64_t f, const float *gu, float *y, uint16_t *kept)
 {
     (void)d;
     for (int64_t row = 0; row < t; row++)
+        for (int64_t i = 0; i < f; i++)
+            y[row * f + i] = silu_times(gu[row * 2 * f + i], gu[row * 2 * f + f + i]);
+    for (int64_t i = 0; i < t * 2 * f && kept; i++)
+        kept[i] = f32_to_bf16(gu[i]);
+}
+
+static float load(enum dtype dtype, const void *p, int64_t i)
+{
+    return dtype == DT_F32 ? ((const float *)p)[i] : bf16_to_f32(((const uint16_t *)p)[i]);
+}
+
+void ref_swiglu_grad(struct device *d, int64_t t, int64_t f, enum dtype dtype, const void *gu,
+                     const float *dy, float *dgu, float *y)
+{
+    (void)d;
+    assert(dtype == DT_F32 || dtype == DT_BF16);
+    for (int64_t row = 0; row < t; row++)
         for (int64_t i = 0; i < f; i++) {
-            float g = gu[row * 2 * f + i], u = gu[row * 2 * f + f + i], dyi = dy[row * f + i];
+            int64_t at = row * 2 * f + i;
+            float g = load(dtype, gu, at), u = load(dtype, gu, at + f), dyi = dy[row * f + i];
             float sigmoid = 1.0f / (1.0f + fmath_exp(-g));
-            dgu[row * 2 * f + i] = (dyi * u) * (sigmoid * fmaf(g, 1.0f - sigmoid, 1.0f));
-            dgu[row * 2 * f + f + i] = dyi * (g * sigmoid);
+            dgu[at] = (dyi * u) * (sigmoid * fmaf(g, 1.0f - sigmoid, 1.0f));
+            dgu[at + f] = dyi * (g * sigmoid);
+            if (y)
+                y[row * f + i] = silu_times(g, u);
         }
 }
 

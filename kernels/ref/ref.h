@@ -24,8 +24,9 @@ void ref_rmsnorm_grad(struct device *d, int64_t t, int64_t c, const float *x, in
                       float *dw);
 void ref_rope(struct device *d, int64_t t, int64_t heads, int64_t head_dim, float *x, int64_t ldx,
               const int32_t *pos, const float *cos, const float *sin, int sign);
-void ref_swiglu(struct device *d, int64_t t, int64_t f, const float *gu, float *y);
-void ref_swiglu_grad(struct device *d, int64_t t, int64_t f, const float *gu, const float *dy, float *dgu);
+void ref_swiglu(struct device *d, int64_t t, int64_t f, const float *gu, float *y, uint16_t *kept);
+void ref_swiglu_grad(struct device *d, int64_t t, int64_t f, enum dtype dtype, const void *gu,
+                     const float *dy, float *dgu, float *y);
 void ref_add(struct device *d, int64_t n, const float *x, float *y);
 void ref_round_bf16(struct device *d, int64_t n, float *x);
 void ref_kv_write(struct device *d, const struct attn_cache *c, int n_seqs, const struct attn_seq *seqs,

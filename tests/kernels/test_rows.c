@@ -141,22 +141,39 @@ static void test_rope_inverse(void **state)
 struct elements {
     int64_t t, f, n;
     float *x, *dy;
+    uint16_t *codes;
 };
 
 static void op_swiglu(struct device *d, void *ctx, void **out)
 {
     const struct elements *a = ctx;
-    d->k->swiglu(d, a->t, a->f, a->x, out[0]);
+    d->k->swiglu(d, a->t, a->f, a->x, out[0], NULL);
+}
+static void op_swiglu_kept(struct device *d, void *ctx, void **out)
+{
+    const struct elements *a = ctx;
+    d->k->swiglu(d, a->t, a->f, a->x, out[0], out[1]);
 }
 static void op_swiglu_grad(struct device *d, void *ctx, void **out)
 {
     const struct elements *a = ctx;
-    d->k->swiglu_grad(d, a->t, a->f, a->x, a->dy, out[0]);
+    d->k->swiglu_grad(d, a->t, a->f, DT_F32, a->x, a->dy, out[0], NULL);
+}
+static void op_swiglu_grad_bf16(struct device *d, void *ctx, void **out)
+{
+    const struct elements *a = ctx;
+    d->k->swiglu_grad(d, a->t, a->f, DT_BF16, a->codes, a->dy, out[0], out[1]);
+}
+// y takes the place of dy
+static void op_swiglu_grad_over(struct device *d, void *ctx, void **out)
+{
+    const struct elements *a = ctx;
+    d->k->swiglu_grad(d, a->t, a->f, DT_F32, a->x, out[1], out[0], out[1]);
 }
 static void op_swiglu_grad_inplace(struct device *d, void *ctx, void **out)
 {
     const struct elements *a = ctx;
-    d->k->swiglu_grad(d, a->t, a->f, out[0], a->dy, out[0]);
+    d->k->swiglu_grad(d, a->t, a->f, DT_F32, out[0], a->dy, out[0], NULL);
 }
 static void op_add(struct device *d, void *ctx, void **out)
 {
@@ -184,6 +201,12 @@ static void test_elements(void **state)
         struct output dgu = {"swiglu_grad", 1, 2 * a.n, 2 * a.n, 4, floats(2 * a.n, scale, special)};
         check_op(&check, OP(swiglu_grad), op_swiglu_grad, &a, 1, &dgu, NONE);
         check_op(&check, OP(swiglu_grad), op_swiglu_grad_inplace, &a, 1, &dgu, NONE);
+        struct output kept[] = {y, {"kept", 1, 2 * a.n, 2 * a.n, 2, check_bytes(&check, (size_t)a.n * 4, 2)}};
+        check_op(&check, OP(swiglu), op_swiglu_kept, &a, 2, kept, NONE);
+        a.codes = check_bytes(&check, (size_t)a.n * 4, 2);
+        struct output both[] = {dgu, {"y", 1, a.n, a.n, 4, floats(a.n, 1, special)}};
+        check_op(&check, OP(swiglu_grad), op_swiglu_grad_bf16, &a, 2, both, NONE);
+        check_op(&check, OP(swiglu_grad), op_swiglu_grad_over, &a, 2, both, NONE);
         struct output sum = {"add", 1, a.n, a.n, 4, floats(a.n, scale, special)};
         check_op(&check, OP(add), op_add, &a, 1, &sum, NONE);
         // half of the inputs are any bits at all
@@ -269,7 +292,7 @@ static void test_gradients(void **state)
         float *x = floats(2 * c, 1, 0), *w = floats(c, 1, 0), *dy = floats(c, 1, 0);
         float *dx = floats(c, 1, 0), *dw = floats(c, 0, 0), *dgu = floats(2 * c, 1, 0);
         check.ref->k->rmsnorm_grad(check.ref, 1, c, x, c, w, 1e-5f, dy, c, false, dx, c, dw);
-        check.ref->k->swiglu_grad(check.ref, 1, c, x, dy, dgu);
+        check.ref->k->swiglu_grad(check.ref, 1, c, DT_F32, x, dy, dgu, NULL);
         double xd[200], wd[100], h = 1e-5;
         for (int64_t j = 0; j < 2 * c; j++)
             xd[j] = x[j];
