@@ -29,6 +29,9 @@
 #define VOCAB_CHUNK 4096 // soft-max statistics over the vocabulary go chunk by chunk
 #define SUMSQ_CHUNK 16384
 
+#define SAMPLE_RUN    256  // elements whose probabilities are summed together in the search for a draw
+#define SAMPLE_CHUNKS 4096 // VOCAB_CHUNKs of the largest vocabulary to sample from
+
 // A weight matrix W [n, k] packed for one device and class. The layout is private to the class.
 struct gemm_weight {
     enum dtype dtype; // DT_F32, DT_BF16 or DT_FP8
@@ -65,6 +68,8 @@ struct kernels {
     size_t (*weight_bytes)(enum dtype dtype, int64_t n, int64_t k);
     // Packs src [n, k] (transpose: src is [k, n]) into dst. src_dtype F32 → F32 | BF16 (RNE); BF16 → BF16 | F32;
     // FP8 → FP8 (scales are the caller's, kept beside in gemm_weight.scales; transpose not allowed).
+    // Outputs go block by block: rows [r, n) of W, r a multiple of FP8_BLOCK, lie packed at weight_bytes(dtype, r, k) of
+    // dst, as they would on their own; so a matrix can be packed in pieces (model/loading.c).
     void (*weight_pack)(struct device *d, enum dtype dtype, int64_t n, int64_t k, const void *src,
                         enum dtype src_dtype, bool transpose, void *dst);
 
@@ -162,6 +167,15 @@ struct kernels {
     void (*logprob_grad)(struct device *d, int64_t r, int64_t v, float *logits, int64_t ld,
                          const float *inv_temp, const int32_t *targets, const float *lse,
                          const float *dlogprob, const float *entropy, const float *dentropy);
+    // One draw a row from softmax(z), with its log-probability, as logprob computes both. With e = exp(z - m) and s_c the sums of
+    // logprob's chunks: target = uniform[r] * sum_c s_c; the chunk is the first at which the running sum of s_c exceeds the target, in
+    // it the first run of SAMPLE_RUN elements at which the running sum of sum16(e) does, in that the first element at which the running
+    // sum of e does; running sums in double from the start of the row on, ascending. Where rounding leaves no such place: the last
+    // element of the run with e > 0, or else the last before it.
+    //   uniform [R] in (0, 1); token [R] out, -1 when lse is not finite (then logprob is 0); lse [R] out as logprob's.
+    //   V <= SAMPLE_CHUNKS * VOCAB_CHUNK.
+    void (*sample)(struct device *d, int64_t r, int64_t v, const float *logits, int64_t ld,
+                   const float *inv_temp, const float *uniform, int32_t *token, float *logprob, float *lse);
     // p[r,v] = exp(logits * inv_temp - lse[r])
     void (*probs)(struct device *d, int64_t r, int64_t v, const float *logits, int64_t ld,
                   const float *inv_temp, const float *lse, float *p, int64_t ldp);

@@ -274,6 +274,18 @@ static void obs_logprob_grad(struct device *d, int64_t r, int64_t v, float *logi
     WATCH(logprob_grad, r, v, logits, ld, inv_temp, targets, lse, dlogprob, entropy, dentropy);
 }
 
+static void obs_sample(struct device *d, int64_t r, int64_t v, const float *logits, int64_t ld,
+                       const float *inv_temp, const float *uniform, int32_t *token, float *logprob,
+                       float *lse)
+{
+    CALL(sample, .m = r, .n = v);
+    c.flops = 3 * (double)r * (double)v;
+    c.bytes = F32 * (double)r * (double)v;
+    add_output(&c, logprob, r, 1, 1, F32);
+    add_output(&c, lse, r, 1, 1, F32);
+    WATCH(sample, r, v, logits, ld, inv_temp, uniform, token, logprob, lse);
+}
+
 static void obs_probs(struct device *d, int64_t r, int64_t v, const float *logits, int64_t ld,
                       const float *inv_temp, const float *lse, float *p, int64_t ldp)
 {
@@ -369,6 +381,7 @@ static void obs_from_bf16(struct device *d, int64_t n, const uint16_t *x, float 
     X(attention_grad)                                                                                        \
     X(logprob)                                                                                               \
     X(logprob_grad)                                                                                          \
+    X(sample)                                                                                                \
     X(probs)                                                                                                 \
     X(sumsq)                                                                                                 \
     X(adamw)                                                                                                 \

@@ -28,11 +28,12 @@ struct sampler {
     struct device *d;
     int32_t max_rows;
     int64_t v;
-    float *p;         // [max_rows, V]
-    float *inv_temp;  // [max_rows]
-    float *lse;       // [max_rows]
-    float *unused;    // [max_rows] log-probabilities of `targets`
-    int32_t *targets; // [max_rows] zeros
+    float *p;        // [max_rows, V] of rows whose distribution is truncated
+    float *inv_temp; // [max_rows]
+    float *uniform;  // [max_rows]
+    float *lse;      // [max_rows]
+    float *logprob;  // [max_rows] of `token`
+    int32_t *token;  // [max_rows] drawn from the plain distribution
     int n_scratch;
     struct scratch *scratch;
 };
@@ -47,12 +48,13 @@ enum status sampler_open(struct device *d, int32_t max_rows, int64_t n_vocab, st
     size_t rows = (size_t)max_rows, v = (size_t)n_vocab;
     s->p = device_alloc(d, rows * v * sizeof *s->p);
     s->inv_temp = device_alloc(d, rows * sizeof *s->inv_temp);
+    s->uniform = device_alloc(d, rows * sizeof *s->uniform);
     s->lse = device_alloc(d, rows * sizeof *s->lse);
-    s->unused = device_alloc(d, rows * sizeof *s->unused);
-    s->targets = device_alloc(d, rows * sizeof *s->targets);
+    s->logprob = device_alloc(d, rows * sizeof *s->logprob);
+    s->token = device_alloc(d, rows * sizeof *s->token);
     s->n_scratch = pool_threads(d->pool);
     s->scratch = mem_must((size_t)s->n_scratch, sizeof *s->scratch);
-    bool ok = s->p && s->inv_temp && s->lse && s->unused && s->targets;
+    bool ok = s->p && s->inv_temp && s->uniform && s->lse && s->logprob && s->token;
     for (int i = 0; i < s->n_scratch && ok; i++) {
         struct scratch *c = &s->scratch[i];
         c->candidates = mem_alloc(v * sizeof *c->candidates);
@@ -76,9 +78,10 @@ void sampler_close(struct sampler *s)
         return;
     device_free(s->d, s->p);
     device_free(s->d, s->inv_temp);
+    device_free(s->d, s->uniform);
     device_free(s->d, s->lse);
-    device_free(s->d, s->unused);
-    device_free(s->d, s->targets);
+    device_free(s->d, s->logprob);
+    device_free(s->d, s->token);
     for (int i = 0; i < s->n_scratch; i++) {
         mem_free(s->scratch[i].candidates);
         mem_free(s->scratch[i].block_sums);
@@ -137,6 +140,12 @@ static bool is_forbidden(const struct sampler_row *r, int32_t id)
     return false;
 }
 
+// Drawn from less than the whole distribution, so that its probabilities are wanted one by one?
+static bool is_cut(const struct sampler_row *r)
+{
+    return r->sampling->temperature > 0 && (r->n_forbidden > 0 || sampler_truncates(r->sampling));
+}
+
 static float block_sum(const float *p, int64_t n)
 {
     float lanes[16] = {0};
@@ -161,31 +170,6 @@ static double sum_blocks(const float *p, int64_t v, double *sums)
         total += sums[b];
     }
     return total;
-}
-
-// The plain distribution: inverse of the cumulative sum in order of ids.
-static int32_t sample_plain(const float *p, int64_t v, float uniform, double *sums)
-{
-    double target = (double)uniform * sum_blocks(p, v, sums), before = 0;
-    int64_t n_blocks = (v + SUM_BLOCK - 1) / SUM_BLOCK, b = 0;
-    while (b + 1 < n_blocks && before + sums[b] <= target)
-        before += sums[b++];
-    int64_t end = v < (b + 1) * SUM_BLOCK ? v : (b + 1) * SUM_BLOCK;
-    int32_t last = -1;
-    for (int64_t i = b * SUM_BLOCK; i < end; i++) {
-        if (p[i] <= 0)
-            continue;
-        last = (int32_t)i;
-        before += (double)p[i];
-        if (before > target)
-            return last;
-    }
-    // The sum in blocks and the running sum round differently: the end of the block was meant. A block without any mass can
-    // only be the last one; then the end of the distribution was meant.
-    for (int64_t i = b * SUM_BLOCK; last < 0 && i-- > 0;)
-        if (p[i] > 0)
-            last = (int32_t)i;
-    return last;
 }
 
 static int likelier(const void *a, const void *b)
@@ -323,10 +307,10 @@ static void sample_row(struct run *run, int32_t i, struct scratch *c)
         list_top(r, logits, s->v, s->lse[i]);
     if (r->sampling->temperature == 0)
         r->token = sample_greedy(r, logits, s->v);
-    else if (r->n_forbidden > 0 || sampler_truncates(r->sampling))
+    else if (is_cut(r))
         r->token = sample_kept(r, p, s->v, c, &mass);
     else
-        r->token = sample_plain(p, s->v, r->uniform, c->block_sums);
+        r->token = s->token[i];
     if (r->token < 0)
         return;
     // As the logprob op has it: z = logits * inv_temp, rounded; logprob = z - lse.
@@ -349,17 +333,27 @@ static void sample_rows(void *ctx, int task, int thread)
 void sampler_run(struct sampler *s, int32_t n, const float *logits, struct sampler_row *rows)
 {
     assert(n <= s->max_rows);
-    if (n == 0)
-        return;
-    bool plain_p = false;
+    struct device *d = s->d;
+    bool more = false; // than the plain draw and its log-probability
     for (int32_t i = 0; i < n; i++) {
         s->inv_temp[i] = rows[i].inv_temp;
-        plain_p = plain_p || rows[i].sampling->temperature > 0;
+        s->uniform[i] = rows[i].uniform;
+        more = more || rows[i].n_top > 0 || is_cut(&rows[i]) || rows[i].sampling->temperature == 0;
     }
-    struct device *d = s->d;
-    d->k->logprob(d, n, s->v, logits, s->v, s->inv_temp, s->targets, s->unused, s->lse, NULL);
-    if (plain_p)
-        d->k->probs(d, n, s->v, logits, s->v, s->inv_temp, s->lse, s->p, s->v);
+    d->k->sample(d, n, s->v, logits, s->v, s->inv_temp, s->uniform, s->token, s->logprob, s->lse);
+    for (int32_t i = 0; i < n && !more; i++) {
+        rows[i].token = s->token[i];
+        rows[i].logprob = s->logprob[i];
+    }
+    if (!more)
+        return;
+    for (int32_t i = 0, end; i < n; i = end + 1) { // runs of neighbours together
+        for (end = i; end < n && is_cut(&rows[end]); end++)
+            ;
+        if (end > i)
+            d->k->probs(d, end - i, s->v, logits + (int64_t)i * s->v, s->v, s->inv_temp + i, s->lse + i,
+                        s->p + (int64_t)i * s->v, s->v);
+    }
     // A task is worth handing out from some 4,000 probabilities on.
     int32_t per_task = s->v < 4096 ? (int32_t)(4096 / s->v) : 1;
     struct run run = {.s = s, .n = n, .rows_per_task = per_task, .logits = logits, .rows = rows};

@@ -5,7 +5,7 @@
 //   kept set K   top_k: the k likeliest; then top_p: the fewest likeliest whose share of what is left reaches top_p; then
 //                min_p: those with p >= min_p * max p. Ties: the lower id first. Stop ids are not in K before min_new.
 //   token        the first t, in order of ids (order of likelihood when K is truncated), at which the running sum of p
-//                exceeds uniform * sum of p over K
+//                exceeds uniform * sum of p over K; of the whole distribution the kernels' `sample` draws it
 //   logprob      z_t - lse(z), minus log of the mass of K when K is truncated: the distribution sampled from
 //   temperature 0: the likeliest id, the lowest on a tie; its logprob is that at temperature 1 (a point mass has none to tell)
 //

@@ -42,6 +42,8 @@ void avx2_logprob(struct device *d, int64_t r, int64_t v, const float *logits, i
 void avx2_logprob_grad(struct device *d, int64_t r, int64_t v, float *logits, int64_t ld,
                        const float *inv_temp, const int32_t *targets, const float *lse, const float *dlogprob,
                        const float *entropy, const float *dentropy);
+void avx2_sample(struct device *d, int64_t r, int64_t v, const float *logits, int64_t ld,
+                 const float *inv_temp, const float *uniform, int32_t *token, float *logprob, float *lse);
 void avx2_probs(struct device *d, int64_t r, int64_t v, const float *logits, int64_t ld,
                 const float *inv_temp, const float *lse, float *p, int64_t ldp);
 double avx2_sumsq(struct device *d, int64_t n, const float *x);

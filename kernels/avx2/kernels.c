@@ -21,6 +21,7 @@ void avx2_table(struct kernels *k)
     k->attention_grad = avx2_attention_grad;
     k->logprob = avx2_logprob;
     k->logprob_grad = avx2_logprob_grad;
+    k->sample = avx2_sample;
     k->probs = avx2_probs;
     k->sumsq = avx2_sumsq;
     k->adamw = avx2_adamw;

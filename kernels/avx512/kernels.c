@@ -21,6 +21,7 @@ void avx512_table(struct kernels *k)
     k->attention_grad = avx512_attention_grad;
     k->logprob = avx512_logprob;
     k->logprob_grad = avx512_logprob_grad;
+    k->sample = avx512_sample;
     k->probs = avx512_probs;
     k->sumsq = avx512_sumsq;
     k->adamw = avx512_adamw;

@@ -23,6 +23,7 @@ void ref_table(struct kernels *k)
         .attention_grad = ref_attention_grad,
         .logprob = ref_logprob,
         .logprob_grad = ref_logprob_grad,
+        .sample = ref_sample,
         .probs = ref_probs,
         .sumsq = ref_sumsq,
         .adamw = ref_adamw,

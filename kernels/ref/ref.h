@@ -44,6 +44,8 @@ void ref_logprob(struct device *d, int64_t r, int64_t v, const float *logits, in
 void ref_logprob_grad(struct device *d, int64_t r, int64_t v, float *logits, int64_t ld,
                       const float *inv_temp, const int32_t *targets, const float *lse, const float *dlogprob,
                       const float *entropy, const float *dentropy);
+void ref_sample(struct device *d, int64_t r, int64_t v, const float *logits, int64_t ld,
+                const float *inv_temp, const float *uniform, int32_t *token, float *logprob, float *lse);
 void ref_probs(struct device *d, int64_t r, int64_t v, const float *logits, int64_t ld, const float *inv_temp,
                const float *lse, float *p, int64_t ldp);
 double ref_sumsq(struct device *d, int64_t n, const float *x);

@@ -7,6 +7,7 @@
 
 struct stats {
     float lse, entropy;
+    float m; // the largest z
 };
 
 static struct stats row_stats(const float *x, int64_t v, float inv_temp)
@@ -29,7 +30,7 @@ static struct stats row_stats(const float *x, int64_t v, float inv_temp)
         s = s + fold16(lane);
         w = w + fold16(weighted);
     }
-    struct stats r = {.lse = m + fmath_log(s)};
+    struct stats r = {.lse = m + fmath_log(s), .m = m};
     r.entropy = r.lse - w / s;
     return r;
 }
@@ -45,6 +46,59 @@ void ref_logprob(struct device *d, int64_t r, int64_t v, const float *logits, in
         logprob[i] = targets[i] < 0 ? 0 : logits[i * ld + targets[i]] * inv_temp[i] - s.lse;
         if (entropy)
             entropy[i] = s.entropy;
+    }
+}
+
+static float run_sum(const float *x, int64_t n, float inv_temp, float m)
+{
+    float lane[16] = {0};
+    for (int64_t i = 0; i < n; i++)
+        lane[i % 16] = lane[i % 16] + fmath_exp(x[i] * inv_temp - m);
+    return fold16(lane);
+}
+
+// The first of the pieces of `piece` elements of x[from, to) at which the running sum exceeds target, or the last one.
+static int64_t piece_find(const float *x, int64_t from, int64_t to, int64_t piece, float inv_temp, float m,
+                          double target, double *before)
+{
+    for (;; from += piece) {
+        double sum = (double)run_sum(x + from, min_i64(piece, to - from), inv_temp, m);
+        if (from + piece >= to || *before + sum > target)
+            return from;
+        *before += sum;
+    }
+}
+
+static int32_t row_draw(const float *x, int64_t v, float inv_temp, float m, float uniform)
+{
+    double total = 0, before = 0;
+    for (int64_t c = 0; c < v; c += VOCAB_CHUNK)
+        total += (double)run_sum(x + c, min_i64(VOCAB_CHUNK, v - c), inv_temp, m);
+    double target = (double)uniform * total;
+    int64_t i = piece_find(x, 0, v, VOCAB_CHUNK, inv_temp, m, target, &before);
+    i = piece_find(x, i, min_i64(i + VOCAB_CHUNK, v), SAMPLE_RUN, inv_temp, m, target, &before);
+    int64_t end = min_i64(i + SAMPLE_RUN, v);
+    for (; i < end; i++) {
+        before += (double)fmath_exp(x[i] * inv_temp - m);
+        if (before > target)
+            return (int32_t)i;
+    }
+    while (--end > 0 && !(fmath_exp(x[end] * inv_temp - m) > 0))
+        ;
+    return (int32_t)end;
+}
+
+void ref_sample(struct device *d, int64_t r, int64_t v, const float *logits, int64_t ld,
+                const float *inv_temp, const float *uniform, int32_t *token, float *logprob, float *lse)
+{
+    (void)d;
+    assert(v <= (int64_t)SAMPLE_CHUNKS * VOCAB_CHUNK);
+    for (int64_t i = 0; i < r; i++) {
+        const float *x = logits + i * ld;
+        struct stats s = row_stats(x, v, inv_temp[i]);
+        lse[i] = s.lse;
+        token[i] = isfinite(s.lse) ? row_draw(x, v, inv_temp[i], s.m, uniform[i]) : -1;
+        logprob[i] = token[i] < 0 ? 0 : x[token[i]] * inv_temp[i] - s.lse;
     }
 }
 

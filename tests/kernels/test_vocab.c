@@ -7,7 +7,7 @@ static struct check check;
 
 struct vocab {
     int64_t r, v, ld, ldp;
-    float *x, *temp, *dl, *dh, *lse, *entropy;
+    float *x, *temp, *dl, *dh, *lse, *entropy, *uniform;
     int32_t *targets;
     bool with_entropy;
 };
@@ -32,6 +32,12 @@ static void op_probs(struct device *d, void *ctx, void **out)
     d->k->probs(d, a->r, a->v, a->x, a->ld, a->temp, a->lse, out[0], a->ldp);
 }
 
+static void op_sample(struct device *d, void *ctx, void **out)
+{
+    const struct vocab *a = ctx;
+    d->k->sample(d, a->r, a->v, a->x, a->ld, a->temp, a->uniform, out[0], out[1], out[2]);
+}
+
 static struct vocab vocab_new(int i)
 {
     struct vocab a = {.r = check_between(&check, 0, 4), .with_entropy = i % 2};
@@ -43,6 +49,7 @@ static struct vocab vocab_new(int i)
     a.x = check_floats(&check, a.r * a.ld, i % 5 ? 3 : 60, 0);
     a.targets = check_alloc(&check, (size_t)a.r * sizeof *a.targets, 4);
     a.temp = check_floats(&check, a.r, 1, 0);
+    a.uniform = check_floats(&check, a.r, 1, 0);
     a.dl = check_floats(&check, a.r, 1, 0);
     a.dh = check_floats(&check, a.r, 1, 0);
     a.lse = check_floats(&check, a.r, 0, 0);
@@ -50,7 +57,10 @@ static struct vocab vocab_new(int i)
     for (int64_t r = 0; r < a.r; r++) {
         a.targets[r] = (int32_t)check_between(&check, -1, a.v - 1);
         a.temp[r] = (float)(0.5 + rng_uniform(&check.rng));
-        if (a.v > 3 && i % 4 == 0) // a masked logit: probability 0, no NaN anywhere
+        a.uniform[r] = i % 7   ? (float)rng_uniform(&check.rng)
+                       : i % 2 ? 0x1p-25f
+                               : 1 - 0x1p-24f; // both ends, too
+        if (a.v > 3 && i % 4 == 0)             // a masked logit: probability 0, no NaN anywhere
             a.x[r * a.ld + (a.targets[r] + 1) % a.v] = -INFINITY;
     }
     return a;
@@ -98,6 +108,53 @@ static void vocab_truth(const struct vocab *a, const float *logprob)
     }
 }
 
+// The draw against the inverse of the cumulative sum in double; log-probability and lse against logprob.
+static void sample_truth(const struct vocab *a)
+{
+    int32_t *token = check_alloc(&check, (size_t)a->r * sizeof *token, 4);
+    float *logprob = check_floats(&check, a->r, 0, 0), *lse = check_floats(&check, a->r, 0, 0);
+    float *want = check_floats(&check, a->r, 0, 0), *want_lse = check_floats(&check, a->r, 0, 0);
+    for (int t = -1; t < check.n_twins; t++) {
+        struct device *d = t < 0 ? check.ref : check.twin[t];
+        d->k->sample(d, a->r, a->v, a->x, a->ld, a->temp, a->uniform, token, logprob, lse);
+        d->k->logprob(d, a->r, a->v, a->x, a->ld, a->temp, token, want, want_lse, NULL);
+        check_same("sample logprob", d, want, logprob, a->r);
+        check_same("sample lse", d, want_lse, lse, a->r);
+        for (int64_t r = 0; r < a->r; r++) {
+            double before = 0, p = 0, total = 0, u = (double)a->uniform[r];
+            const float *x = a->x + r * a->ld;
+            assert_true(token[r] >= 0 && token[r] < a->v && isfinite(logprob[r]));
+            for (int64_t j = 0; j < a->v; j++) {
+                double e = exp((double)(x[j] * a->temp[r]) - (double)lse[r]);
+                before += j < token[r] ? e : 0;
+                p = j == token[r] ? e : p;
+                total += e;
+            }
+            if (u * total < before - 1e-5 || u * total > before + p + 1e-5)
+                fail_msg(
+                    "sample on %s: %.9g of the mass lies before token %d of %lld, %.9g in it, wanted %.9g",
+                    d->name, before / total, token[r], (long long)a->v, p / total, u);
+        }
+    }
+}
+
+// Logits that are not finite give no token.
+static void test_sample_nan(void **state)
+{
+    (void)state;
+    float x[20] = {0}, temp = 1, uniform = 0.5f, logprob, lse;
+    int32_t token;
+    for (int kind = 0; kind < 3; kind++)
+        for (int t = -1; t < check.n_twins; t++) {
+            struct device *d = t < 0 ? check.ref : check.twin[t];
+            for (int i = 0; i < 20; i++)
+                x[i] = kind == 0 ? -INFINITY : i == 17 ? (kind == 1 ? NAN : INFINITY) : 1;
+            d->k->sample(d, 1, 20, x, 20, &temp, &uniform, &token, &logprob, &lse);
+            assert_int_equal(token, -1);
+            assert_true(logprob == 0);
+        }
+}
+
 static void test_vocab(void **state)
 {
     (void)state;
@@ -119,6 +176,12 @@ static void test_vocab(void **state)
         a.with_entropy = with_entropy;
         struct output grad = {"logprob_grad", a.r, a.v, a.ld, 4, a.x};
         check_op(&check, OP(logprob_grad), op_logprob_grad, &a, 1, &grad, NULL);
+        struct output draw[] = {{"sample token", 1, a.r, a.r, 4, blank},
+                                {"sample logprob", 1, a.r, a.r, 4, blank},
+                                {"sample lse", 1, a.r, a.r, 4, blank}};
+        check_op(&check, OP(sample), op_sample, &a, 3, draw, NULL);
+        if (i % 20 == 2 || i % 60 == 0)
+            sample_truth(&a);
         struct output p = {"probs", a.r, a.v, a.ldp, 4, check_floats(&check, a.r * a.ldp, 1, 0)};
         check_op(&check, OP(probs), op_probs, &a, 1, &p, NULL);
         check_release(&check);
@@ -148,6 +211,7 @@ int main(void)
 {
     if (!check_init(&check, 55))
         return 77;
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_vocab), cmocka_unit_test(test_exp)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_vocab), cmocka_unit_test(test_exp),
+                                       cmocka_unit_test(test_sample_nan)};
     return check_close(&check, "vocab", cmocka_run_group_tests(tests, NULL, NULL));
 }
