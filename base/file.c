@@ -71,7 +71,7 @@ enum status file_atomic_open(struct file_atomic *f, const char *path, unsigned m
         snprintf(f->tmp, sizeof f->tmp, "%s.tmp.%d", path, (int)getpid()) >= (int)sizeof f->tmp)
         return error_set(err, STATUS_LIMIT, "path too long: %.200s…", path);
     unlink(f->tmp); // left over by an earlier process with our pid
-    f->fd = open(f->tmp, O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, mode);
+    f->fd = open(f->tmp, O_RDWR | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, mode); // to be mapped, too
     if (f->fd < 0)
         return error_errno(err, errno, "creating %s", f->tmp);
     return STATUS_OK;

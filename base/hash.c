@@ -75,6 +75,18 @@ void weights_hash_done(struct weights_hash *h)
     *h = (struct weights_hash){0};
 }
 
+void weights_hash_chunk(const void *p, size_t n, uint8_t ret[HASH_DIGEST])
+{
+    XXH128_canonical_t c;
+    XXH128_canonicalFromHash(&c, XXH3_128bits(p, n));
+    memcpy(ret, c.digest, HASH_DIGEST);
+}
+
+void weights_hash_digests(const uint8_t (*digests)[HASH_DIGEST], size_t n, char ret_hex[HASH_HEX])
+{
+    hash_sha256_hex(digests, n * HASH_DIGEST, ret_hex);
+}
+
 void hash_sha256_hex(const void *p, size_t n, char ret_hex[HASH_HEX])
 {
     unsigned char d[32];

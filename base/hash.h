@@ -24,6 +24,12 @@ void weights_hash_update(struct weights_hash *h, const void *p, size_t n);
 void weights_hash_final(struct weights_hash *h, char ret_hex[HASH_HEX]);
 void weights_hash_done(struct weights_hash *h); // releases without a digest; fine after final
 
+// The same in parts, for whoever has the chunks at hand in another order or on several threads: the digest of one chunk
+// (HASH_CHUNK_BYTES, the last one shorter), and the hash out of all digests in order.
+#define HASH_DIGEST 16
+void weights_hash_chunk(const void *p, size_t n, uint8_t ret[HASH_DIGEST]);
+void weights_hash_digests(const uint8_t (*digests)[HASH_DIGEST], size_t n, char ret_hex[HASH_HEX]);
+
 // Plain SHA-256 as hex.
 void hash_sha256_hex(const void *p, size_t n, char ret_hex[HASH_HEX]);
 

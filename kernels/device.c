@@ -4,6 +4,7 @@
 // has flush-to-zero set (another one that takes it over calls pool_thread_init first).
 #include "kernels/device.h"
 
+#include <assert.h>
 #include <sched.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -116,6 +117,18 @@ static uint64_t probe_hash(struct device *d)
     return hash64_seed(dw, sizeof dw, hash64(y, sizeof y));
 }
 
+// Without a pool and with scratch of their own: as many may compute at once as there are threads.
+static void solo_open(struct device *d)
+{
+    d->solo = mem_must((size_t)pool_threads(d->pool), sizeof(struct device *));
+    for (int i = 0; i < pool_threads(d->pool); i++) {
+        struct device *s = d->solo[i] = mem_must(1, sizeof *s);
+        *s = (struct device){.k = d->k, .isa = d->isa, .scratch = scratch_open(1)};
+        memcpy(s->name, d->name, sizeof s->name);
+        memcpy(s->numerics_id, d->numerics_id, sizeof s->numerics_id);
+    }
+}
+
 enum status device_open(const char *kind, const char *isa, int n_threads, struct device **ret,
                         struct error *err)
 {
@@ -140,6 +153,7 @@ enum status device_open(const char *kind, const char *isa, int n_threads, struct
     snprintf(d->numerics_id, sizeof d->numerics_id, "ooze-%s/r%d/%s/attn%d/vocab%d/fp8-%d/%016llx",
              OOZE_VERSION, KERNELS_REVISION, which <= ISA_AVX512 ? "fma" : ISA_NAMES[which], ATTN_BLOCK,
              VOCAB_CHUNK, FP8_BLOCK, (unsigned long long)probe_hash(d));
+    solo_open(d);
     *ret = d;
     return STATUS_OK;
 }
@@ -148,9 +162,20 @@ void device_close(struct device *d)
 {
     if (!d)
         return;
+    for (int i = 0; i < pool_threads(d->pool); i++) {
+        scratch_close(d->solo[i]->scratch);
+        free(d->solo[i]);
+    }
+    free(d->solo);
     pool_close(d->pool);
     scratch_close(d->scratch);
     free(d);
+}
+
+struct device *device_solo(struct device *d, int thread)
+{
+    assert(d->solo && thread >= 0 && thread < pool_threads(d->pool));
+    return d->solo[thread];
 }
 
 void *device_alloc(struct device *d, size_t bytes)

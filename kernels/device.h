@@ -24,6 +24,7 @@ struct device {
     char name[64];         // "cpu:avx512, 2 threads"
     char numerics_id[128]; // ISA class + kernel constants + build: equal ids compute equal bits
     void *scratch;         // private to the kernels (per-thread packing buffers)
+    struct device **solo;  // [pool_threads]: device_solo; NULL in a solo device itself
     // observe.h
     const struct observer *observer; // NULL = nobody watches
     int32_t mark_layer;              // where the model is
@@ -36,6 +37,8 @@ struct device {
 enum status device_open(const char *kind, const char *isa_name, int n_threads, struct device **ret,
                         struct error *err) OOZE_MUST_USE;
 void device_close(struct device *d);
+// Inside a task of d's pool: the device of that one thread, through which the task calls ops. They run within the task. Owned by d.
+struct device *device_solo(struct device *d, int thread);
 enum isa device_best_isa(void);
 const char *isa_name(enum isa i);
 

@@ -3,6 +3,7 @@
 #define MODEL_FOLDER_H
 
 #include "base/hash.h"
+#include "kernels/device.h"
 #include "model/config.h"
 
 // Reads dir/*.safetensors (single file or index; F32, BF16, F16, F8_E4M3 with weight_scale_inv) into the flat
@@ -19,15 +20,14 @@ enum status model_folder_write(const char *dir, const struct model_config *c, co
 
 // One weights file (contract 2): safetensors layout, __metadata__ {version, dtype}; the bytes depend only on
 // (config, weights, version, dtype). Temporary name, fsync (durable = true), rename; 0600, O_EXCL,
-// O_NOFOLLOW; posix_fallocate first. ret_hash is the weights hash of base/hash.h, computed while the bytes
+// O_NOFOLLOW; all its room is reserved first. ret_hash is the weights hash of base/hash.h, computed while the bytes
 // are produced. dtype: DT_F32; DT_BF16 (every tensor); DT_FP8 (params with .fp8 as F8_E4M3 + scale_inv, the
-// others BF16).
-enum status weights_file_write(const char *path, const struct model_config *c, const struct layout *l,
+// others BF16). d: the threads of its pool share the work, the bytes do not depend on it; NULL: the caller alone.
+enum status weights_file_write(const char *path, struct device *d, const struct layout *l,
                                const float *master, enum dtype dtype, int64_t version, bool durable,
                                char ret_hash[HASH_HEX], int64_t *ret_bytes, struct error *err) OOZE_MUST_USE;
 // The hash alone, without writing.
-enum status weights_file_hash(const struct model_config *c, const struct layout *l, const float *master,
-                              enum dtype dtype, int64_t version, char ret_hash[HASH_HEX],
-                              struct error *err) OOZE_MUST_USE;
+enum status weights_file_hash(struct device *d, const struct layout *l, const float *master, enum dtype dtype,
+                              int64_t version, char ret_hash[HASH_HEX], struct error *err) OOZE_MUST_USE;
 
 #endif

@@ -3,7 +3,7 @@
 //
 // Invariants
 //   1. Everything a forward pass reads is in one device allocation plus the rotary table; weights_set and weights_load
-//      replace all of it or, on failure, nothing.
+//      (loading.c) replace all of it or, on failure, nothing.
 //   2. weights_set(master) and weights_load(file of weights_file_write(master)) leave the same bytes.
 //   3. Opened for training they hold only the vectors; matrices and embedding are read out of the master (struct pack_room).
 #include "model/weights.h"
@@ -15,9 +15,7 @@
 
 #include "base/mem.h"
 #include "model/arch/arch.h"
-#include "model/folder.h"
 #include "model/plan.h"
-#include "model/safetensors.h"
 
 // ---- binding ----------------------------------------------------------------------------------------------------------
 
@@ -231,163 +229,61 @@ void weights_bind(struct weights *w, struct device *d)
 }
 
 // ---- filling ------------------------------------------------------------------------------------------------------------
+// Out of the flat vector; out of a file: loading.c.
 
-// Where the values of a parameter come from: the flat f32 vector, or the tensors of a weights file.
-struct source {
-    const float *master;            // or NULL
-    const struct safetensors *file; // or NULL
-    uint8_t *codes;                 // room for the FP8 codes of one linear, with master
-};
-
-static const void *source_values(const struct source *s, const struct param *p)
+// FP8 codes of n matrices of one part, one after the other, and their scales into the part.
+static void part_quantize(const struct weights *w, const float *master, const struct linear *l, int first,
+                          int n, uint8_t *codes)
 {
-    return s->master ? (const void *)(s->master + p->offset)
-                     : (const void *)safetensors_find(s->file, p->name)->data;
-}
-
-static enum dtype source_dtype(const struct source *s, const struct weights *w, const struct param *p)
-{
-    return s->master ? DT_F32 : param_dtype(p, w->dtype);
-}
-
-// FP8 codes of the matrices of one part, one after the other, and their scales into the part.
-static const void *part_codes(const struct weights *w, const struct source *s, const struct linear *l,
-                              int first, int n, struct gemm_weight *g)
-{
-    float *scales = g->scales;
-    uint8_t *codes = s->codes;
+    float *scales = l->fwd[first].scales;
     for (int i = first; i < first + n; i++) {
         const struct param *p = l->params[i];
-        char name[128];
-        snprintf(name, sizeof(name), "%s_scale_inv", p->name);
-        if (s->master)
-            w->d->k->fp8_quantize(w->d, p->rows, p->cols, s->master + p->offset, codes, scales);
-        else
-            memcpy(scales, safetensors_find(s->file, name)->data, (size_t)param_scales(p) * sizeof(float));
+        w->d->k->fp8_quantize(w->d, p->rows, p->cols, master + p->offset, codes, scales);
         codes += p->rows * p->cols;
         scales += param_scales(p);
     }
-    return s->master ? s->codes : source_values(s, l->params[first]);
 }
 
-static void linear_fill(struct weights *w, const struct source *s, struct linear *l)
+// codes: room for the FP8 codes of one linear.
+static void linear_fill(struct weights *w, const float *master, struct linear *l, uint8_t *codes)
 {
     const struct kernels *k = w->d->k;
     for (int i = 0; i < l->n_parts; i++) {
         struct gemm_weight *f = &l->fwd[i];
         if (f->dtype == DT_FP8) {
-            const void *codes = part_codes(w, s, l, i, l->n_parts == 1 ? l->n_params : 1, f);
+            part_quantize(w, master, l, i, l->n_parts == 1 ? l->n_params : 1, codes);
             k->weight_pack(w->d, DT_FP8, f->n, f->k, codes, DT_FP8, false, f->data);
-            continue;
+        } else {
+            k->weight_pack(w->d, f->dtype, f->n, f->k, master + l->params[i]->offset, DT_F32, false, f->data);
         }
-        const void *src = source_values(s, l->params[i]);
-        enum dtype from = source_dtype(s, w, l->params[i]);
-        k->weight_pack(w->d, f->dtype, f->n, f->k, src, from, false, f->data);
     }
-}
-
-static void vector_fill(const struct weights *w, const struct source *s, const struct param *p, float *dst)
-{
-    const void *src = source_values(s, p);
-    if (source_dtype(s, w, p) == DT_BF16) {
-        w->d->k->from_bf16(w->d, p->cols, src, dst);
-        return;
-    }
-    memcpy(dst, src, (size_t)p->cols * sizeof(float));
-    if (w->dtype != DT_F32)
-        w->d->k->round_bf16(w->d, p->cols, dst);
-}
-
-static void weights_fill(struct weights *w, const struct source *s)
-{
-    for (int32_t i = 0; i < w->n_vectors; i++)
-        vector_fill(w, s, w->vectors[i].param, w->vectors[i].data);
-    if (w->train) {
-        w->room.master = s->master;
-        w->room.slot[0].linear = w->room.slot[1].linear = NULL;
-        return;
-    }
-    const struct param *e = w->embedding_param;
-    int64_t n = e->rows * e->cols;
-    if (w->dtype != DT_F32 && s->master)
-        w->d->k->to_bf16(w->d, n, s->master + e->offset, w->embedding);
-    else
-        memcpy(w->embedding, source_values(s, e), (size_t)n * dtype_bytes(weights_embedding_dtype(w->dtype)));
-    for (int32_t i = 0; i < w->n_linears; i++)
-        linear_fill(w, s, w->linears[i]);
 }
 
 void weights_set(struct weights *w, const float *master)
 {
-    struct source s = {.master = master};
+    const struct kernels *k = w->d->k;
+    for (int32_t i = 0; i < w->n_vectors; i++) {
+        const struct bound_vector *v = &w->vectors[i];
+        memcpy(v->data, master + v->param->offset, (size_t)v->param->cols * sizeof(float));
+        if (w->dtype != DT_F32)
+            k->round_bf16(w->d, v->param->cols, v->data);
+    }
+    if (w->train) {
+        w->room.master = master;
+        w->room.slot[0].linear = w->room.slot[1].linear = NULL;
+        return;
+    }
+    const struct param *e = w->embedding_param;
+    if (w->dtype != DT_F32)
+        k->to_bf16(w->d, e->rows * e->cols, master + e->offset, w->embedding);
+    else
+        memcpy(w->embedding, master + e->offset, (size_t)(e->rows * e->cols) * sizeof(float));
     int64_t most = 0;
     for (int32_t i = 0; i < w->n_linears && w->dtype == DT_FP8; i++)
         if (w->linears[i]->fwd[0].dtype == DT_FP8 && w->linears[i]->n * w->linears[i]->k > most)
             most = w->linears[i]->n * w->linears[i]->k;
-    if (most)
-        s.codes = mem_must((size_t)most, 1);
-    weights_fill(w, &s);
-    free(s.codes);
-}
-
-// ---- from a file ----------------------------------------------------------------------------------------------------------
-
-static enum status hash_check(const struct safetensors *f, const char *path, const char *expect,
-                              struct error *err)
-{
-    struct weights_hash h;
-    char hex[HASH_HEX];
-    weights_hash_init(&h);
-    weights_hash_update(&h, f->map.data, f->map.len);
-    weights_hash_final(&h, hex);
-    if (strcmp(hex, expect) != 0)
-        return error_set(err, STATUS_CORRUPT,
-                         "%s: hash %.16s…, expected %.16s…: the file is not the published one", path, hex,
-                         expect);
-    return STATUS_OK;
-}
-
-// The file must be what weights_file_write lays out for this model: same tensors, dtypes, shapes and places.
-static enum status plan_check(const struct weights *w, const struct safetensors *f, const char *path,
-                              struct error *err)
-{
-    struct plan p;
-    enum status rc = STATUS_OK;
-    plan_init(&p, &w->l, w->dtype);
-    if (f->n != (size_t)p.n)
-        rc = error_set(err, STATUS_INVALID, "%s: %zu tensors; this model in %s has %d", path, f->n,
-                       dtype_name(w->dtype), (int)p.n);
-    if (!rc && (uintptr_t)(f->tensors[0].data - f->tensors[0].begin) % MEM_ALIGN)
-        rc = error_set(err, STATUS_INVALID, "%s: the header is not padded to %d bytes", path, MEM_ALIGN);
-    for (int32_t i = 0; i < p.n && !rc; i++) {
-        const struct plan_tensor *t = &p.tensors[i];
-        const struct safetensor *have = safetensors_find(f, t->name);
-        bool vector = t->param->vector && !t->is_scale;
-        if (!have)
-            rc = error_set(err, STATUS_NOTFOUND, "%s: tensor \"%s\" is missing", path, t->name);
-        else if (have->dtype != t->dtype)
-            rc = error_set(err, STATUS_TYPE, "%s: tensor \"%s\" is %s, this engine wants %s", path, t->name,
-                           dtype_name(have->dtype), dtype_name(t->dtype));
-        else if (have->n_dims != (vector ? 1 : 2) || have->dims[have->n_dims - 1] != t->cols ||
-                 (!vector && have->dims[0] != t->rows) || have->begin != (size_t)t->begin)
-            rc = error_set(err, STATUS_INVALID,
-                           "%s: tensor \"%s\" has another shape or place than this model's", path, t->name);
-    }
-    plan_done(&p);
-    return rc;
-}
-
-enum status weights_load(struct weights *w, const char *path, const char *expect_hash, struct error *err)
-{
-    struct safetensors f = {0};
-    assert(!w->train); // their values are a flat vector's
-    enum status rc = safetensors_open(path, true, &f, err);
-    if (!rc && expect_hash)
-        rc = hash_check(&f, path, expect_hash, err);
-    if (!rc)
-        rc = plan_check(w, &f, path, err);
-    if (!rc)
-        weights_fill(w, &(struct source){.file = &f});
-    safetensors_close(&f);
-    return rc;
+    uint8_t *codes = most ? mem_must((size_t)most, 1) : NULL;
+    for (int32_t i = 0; i < w->n_linears; i++)
+        linear_fill(w, master, w->linears[i], codes);
+    free(codes);
 }

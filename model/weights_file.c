@@ -1,13 +1,24 @@
 // Weights files (contract 2): the trainer's bytes for the engines, and model.safetensors of a folder. The bytes depend on
-// (layout, weights, version, dtype) alone; their hash is computed while they are produced. Runs on the thread that
-// publishes or exports; no state.
+// (layout, weights, version, dtype) alone. Runs on the thread that publishes or exports and on the pool of the device it gives.
+//
+// The file is mapped and produced in pieces of about 1 MiB: rows of a matrix are rounded or quantised straight to where they belong
+// (with their scales, which lie elsewhere in the file). Whoever completes a chunk of the hash takes its digest, while the bytes
+// are still in a cache. Nothing is written twice or read again.
+//
+// Invariants
+//   1. The room is there before the first byte is: a full disk is found before the work, and no reader maps a hole.
+//   2. missing[c] counts the bytes of chunk c that nobody has produced yet. It is lowered after the bytes are written (release) and
+//      the one who brings it to 0 sees them all (acquire).
 #include "model/weights_file.h"
 
 #include <assert.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
 #include <unistd.h>
 
 #include "base/file.h"
@@ -15,104 +26,192 @@
 #include "kernels/kernels.h"
 #include "model/plan.h"
 
-#define CHUNK_FLOATS ((int64_t)1 << 18)
+#define PIECE_FLOATS ((int64_t)1 << 18)
+#define HUGE_PAGE    ((size_t)2 << 20)
 
-// Codes and scales of one matrix at a time are not enough: the scales of all matrices precede all codes in the file.
-struct quantized {
-    uint8_t *codes; // per fp8 tensor at its begin - first_code
-    float *scales;  // per scale tensor at its begin / 4
-    int64_t first_code;
+struct piece {
+    const struct plan_tensor *t, *scales; // scales: of an FP8 matrix
+    int64_t begin, end;                   // rows; elements of what is not FP8
 };
 
-static enum status quantize_all(const struct plan *p, const float *master, struct quantized *ret,
-                                struct error *err)
+struct product {
+    struct device *d;
+    const float *master;
+    char *data; // the whole file
+    size_t bytes, header;
+    uint8_t (*digests)[HASH_DIGEST];
+    _Atomic int64_t *missing; // [n_chunks]
+    size_t n_chunks;
+    struct piece *pieces;
+    int n, cap;
+};
+
+// ---- pieces -----------------------------------------------------------------------------------------------------------------
+
+static void piece_add(struct product *p, struct piece piece)
 {
-    struct quantized q = {.first_code = p->data_bytes};
-    struct device *d = NULL;
-    int64_t n_scales = 0;
-    for (int32_t i = 0; i < p->n; i++) {
-        const struct plan_tensor *t = &p->tensors[i];
-        if (t->dtype == DT_FP8 && t->begin < q.first_code)
-            q.first_code = t->begin;
+    if (p->n == p->cap) {
+        p->cap = p->cap ? 2 * p->cap : 512;
+        p->pieces = mem_grow(p->pieces, (size_t)p->cap, sizeof *p->pieces);
+    }
+    p->pieces[p->n++] = piece;
+}
+
+static const struct plan_tensor *scales_of(const struct plan *plan, const struct plan_tensor *t)
+{
+    for (int32_t i = 0; i < plan->n; i++)
+        if (plan->tensors[i].is_scale && plan->tensors[i].param == t->param)
+            return &plan->tensors[i];
+    assert(!"an FP8 matrix without scales");
+    return NULL;
+}
+
+static void pieces_list(struct product *p, const struct plan *plan)
+{
+    for (int32_t i = 0; i < plan->n; i++) {
+        const struct plan_tensor *t = &plan->tensors[i];
         if (t->is_scale)
-            n_scales += t->bytes / (int64_t)sizeof(float);
+            continue; // comes with its matrix
+        struct piece piece = {.t = t};
+        int64_t all = t->rows * t->cols, step = PIECE_FLOATS;
+        if (t->dtype == DT_FP8) {
+            piece.scales = scales_of(plan, t);
+            all = t->rows;
+            step = 2 * PIECE_FLOATS / (t->cols * FP8_BLOCK) * FP8_BLOCK;
+            step = step < FP8_BLOCK ? FP8_BLOCK : step;
+        }
+        for (piece.begin = 0; piece.begin < all; piece.begin = piece.end) {
+            piece.end = all - piece.begin < step ? all : piece.begin + step;
+            piece_add(p, piece);
+        }
     }
-    if (!n_scales)
-        return STATUS_OK;
-    q.codes = mem_alloc((size_t)(p->data_bytes - q.first_code));
-    q.scales = mem_alloc((size_t)n_scales * sizeof(float));
-    if (!q.codes || !q.scales) {
-        mem_free(q.codes);
-        mem_free(q.scales);
-        return error_set(err, STATUS_NOMEM, "no memory for the FP8 copy of the weights");
-    }
-    // The op is elementwise within fixed blocks: every class and thread count gives the same bytes.
-    enum status rc = device_open("cpu", "auto", 1, &d, err);
-    if (rc) {
-        mem_free(q.codes);
-        mem_free(q.scales);
-        return rc;
-    }
-    float *scales = q.scales;
-    for (int32_t i = 0; i < p->n; i++) {
-        const struct plan_tensor *t = &p->tensors[i];
-        if (t->dtype != DT_FP8)
-            continue;
-        d->k->fp8_quantize(d, t->rows, t->cols, master + t->param->offset,
-                           q.codes + (t->begin - q.first_code), scales);
-        scales += param_scales(t->param);
-    }
-    device_close(d);
-    *ret = q;
-    return STATUS_OK;
 }
 
-// Where the bytes go: always into the hash, and into a file when there is one.
-struct sink {
-    struct weights_hash hash;
-    struct file_atomic *file;
+// The bytes [at, at + n) of the file are there.
+static void produced(struct product *p, size_t at, size_t n)
+{
+    while (n > 0) {
+        size_t c = at / HASH_CHUNK_BYTES, left = (c + 1) * HASH_CHUNK_BYTES - at, m = n < left ? n : left;
+        if (atomic_fetch_sub(&p->missing[c], (int64_t)m) == (int64_t)m) {
+            size_t begin = c * HASH_CHUNK_BYTES, rest = p->bytes - begin;
+            weights_hash_chunk(p->data + begin, rest < HASH_CHUNK_BYTES ? rest : HASH_CHUNK_BYTES,
+                               p->digests[c]);
+        }
+        at += m;
+        n -= m;
+    }
+}
+
+static void piece_quantize(struct product *p, struct device *d, const struct piece *piece)
+{
+    const struct plan_tensor *t = piece->t;
+    int64_t across = piece->scales->cols, block = piece->begin / FP8_BLOCK;
+    int64_t blocks = (piece->end - piece->begin + FP8_BLOCK - 1) / FP8_BLOCK;
+    size_t codes = p->header + (size_t)(t->begin + piece->begin * t->cols);
+    size_t scales = p->header + (size_t)piece->scales->begin + (size_t)(block * across) * sizeof(float);
+    d->k->fp8_quantize(d, piece->end - piece->begin, t->cols,
+                       p->master + t->param->offset + piece->begin * t->cols, (uint8_t *)p->data + codes,
+                       (float *)(void *)(p->data + scales));
+    produced(p, codes, (size_t)((piece->end - piece->begin) * t->cols));
+    produced(p, scales, (size_t)(blocks * across) * sizeof(float));
+}
+
+static void piece_do(void *ctx, int task, int thread)
+{
+    struct product *p = ctx;
+    struct device *d = device_solo(p->d, thread);
+    const struct piece *piece = &p->pieces[task];
+    const struct plan_tensor *t = piece->t;
+    if (t->dtype == DT_FP8) {
+        piece_quantize(p, d, piece);
+        return;
+    }
+    size_t size = dtype_bytes(t->dtype), at = p->header + (size_t)t->begin + (size_t)piece->begin * size;
+    int64_t n = piece->end - piece->begin;
+    const float *w = p->master + t->param->offset + piece->begin;
+    if (t->dtype == DT_BF16)
+        d->k->to_bf16(d, n, w, (uint16_t *)(void *)(p->data + at));
+    else
+        memcpy(p->data + at, w, (size_t)n * size);
+    produced(p, at, (size_t)n * size);
+}
+
+// Fills p->data and takes the hash.
+static void produce(struct product *p, const struct plan *plan, const struct buf *header,
+                    char ret_hash[HASH_HEX])
+{
+    p->n_chunks = (p->bytes + HASH_CHUNK_BYTES - 1) / HASH_CHUNK_BYTES;
+    p->digests = mem_must(p->n_chunks, HASH_DIGEST);
+    p->missing = mem_must(p->n_chunks, sizeof *p->missing);
+    for (size_t c = 0; c < p->n_chunks; c++) {
+        size_t rest = p->bytes - c * HASH_CHUNK_BYTES;
+        atomic_init(&p->missing[c], (int64_t)(rest < HASH_CHUNK_BYTES ? rest : HASH_CHUNK_BYTES));
+    }
+    pieces_list(p, plan);
+    memcpy(p->data, header->data, header->len);
+    produced(p, 0, header->len);
+    pool_run(p->d->pool, p->n, piece_do, p);
+    weights_hash_digests((const uint8_t(*)[HASH_DIGEST])p->digests, p->n_chunks, ret_hash);
+    free(p->digests);
+    free((void *)p->missing);
+    free(p->pieces);
+}
+
+// ---- the room ---------------------------------------------------------------------------------------------------------------
+
+struct reserve {
+    char *data;
+    size_t bytes;
+    _Atomic int failed; // errno
 };
 
-static enum status sink_put(struct sink *s, const void *p, size_t n, struct error *err)
+static void reserve_piece(void *ctx, int task, int thread)
 {
-    weights_hash_update(&s->hash, p, n);
-    return s->file ? file_atomic_write(s->file, p, n, err) : STATUS_OK;
+    struct reserve *r = ctx;
+    size_t at = (size_t)task * HUGE_PAGE, left = r->bytes - at;
+    (void)thread;
+#ifdef MADV_POPULATE_WRITE
+    if (madvise(r->data + at, left < HUGE_PAGE ? left : HUGE_PAGE, MADV_POPULATE_WRITE) != 0)
+        atomic_store(&r->failed, errno);
+#else
+    (void)at;
+    (void)left;
+    atomic_store(&r->failed, EINVAL);
+#endif
 }
 
-static enum status tensor_put(struct sink *s, const struct plan_tensor *t, const struct quantized *q,
-                              const float *master, uint16_t *half, struct error *err)
+// Pages of shared memory: huge ones where the system lends them, and all of them there before the first byte is written. false: this
+// kernel cannot.
+static bool populate(struct product *p)
 {
-    if (t->is_scale)
-        return sink_put(s, q->scales + t->begin / (int64_t)sizeof(float), (size_t)t->bytes, err);
-    if (t->dtype == DT_FP8)
-        return sink_put(s, q->codes + (t->begin - q->first_code), (size_t)t->bytes, err);
-    const float *w = master + t->param->offset;
-    if (t->dtype == DT_F32)
-        return sink_put(s, w, (size_t)t->bytes, err);
-    int64_t n = t->rows * t->cols;
-    for (int64_t i = 0; i < n; i += CHUNK_FLOATS) {
-        int64_t m = n - i < CHUNK_FLOATS ? n - i : CHUNK_FLOATS;
-        for (int64_t k = 0; k < m; k++)
-            half[k] = f32_to_bf16(w[i + k]);
-        enum status rc = sink_put(s, half, (size_t)m * sizeof(half[0]), err);
-        if (rc)
-            return rc;
-    }
-    return STATUS_OK;
+    struct reserve r = {.data = p->data, .bytes = p->bytes};
+    (void)madvise(p->data, p->bytes, MADV_HUGEPAGE);
+    pool_run(p->d->pool, (int)((p->bytes + HUGE_PAGE - 1) / HUGE_PAGE), reserve_piece, &r);
+    return atomic_load(&r.failed) == 0;
 }
 
-static enum status file_begin(struct file_atomic *f, const char *path, unsigned mode, int64_t bytes,
-                              struct error *err)
+static enum status file_begin(struct file_atomic *f, const char *path, unsigned mode, bool durable,
+                              struct product *p, struct error *err)
 {
     enum status rc = file_atomic_open(f, path, mode, err);
     if (rc)
         return rc;
-    // A full disk is found here, before minutes of work and before a reader maps a hole.
-    int e = posix_fallocate(f->fd, 0, bytes);
-    if (e && e != EOPNOTSUPP && e != EINVAL) {
-        rc = error_errno(err, e, "reserving %lld bytes for %s", (long long)bytes, f->tmp);
-        file_atomic_abandon(f);
+    if (ftruncate(f->fd, (off_t)p->bytes) != 0) {
+        rc = error_errno(err, errno, "sizing %s", f->tmp);
+        goto fail;
     }
+    p->data = mmap(NULL, p->bytes, PROT_READ | PROT_WRITE, MAP_SHARED, f->fd, 0);
+    if (p->data == MAP_FAILED) {
+        rc = error_errno(err, errno, "mapping %s", f->tmp);
+        goto fail;
+    }
+    int e = !durable && populate(p) ? 0 : posix_fallocate(f->fd, 0, (off_t)p->bytes);
+    if (!e)
+        return STATUS_OK;
+    munmap(p->data, p->bytes);
+    rc = error_errno(err, e, "reserving %zu bytes for %s", p->bytes, f->tmp);
+fail:
+    file_atomic_abandon(f);
     return rc;
 }
 
@@ -130,65 +229,72 @@ static enum status file_end(struct file_atomic *f, bool durable, struct error *e
     return STATUS_OK;
 }
 
-static enum status produce(struct sink *s, const struct plan *p, const struct buf *header,
-                           const float *master, struct error *err)
+static enum status emit_file(const char *path, bool durable, unsigned mode, const struct plan *plan,
+                             const struct buf *header, struct product *p, char ret_hash[HASH_HEX],
+                             struct error *err)
 {
-    struct quantized q = {0};
-    uint16_t *half = mem_alloc(CHUNK_FLOATS * sizeof(uint16_t));
-    enum status rc = half ? quantize_all(p, master, &q, err) : error_set(err, STATUS_NOMEM, "no memory");
-    if (!rc)
-        rc = sink_put(s, header->data, header->len, err);
-    for (int32_t i = 0; i < p->n && !rc; i++)
-        rc = tensor_put(s, &p->tensors[i], &q, master, half, err);
-    mem_free(half);
-    mem_free(q.codes);
-    mem_free(q.scales);
-    return rc;
+    struct file_atomic file = {.fd = -1};
+    enum status rc = file_begin(&file, path, mode, durable, p, err);
+    if (rc)
+        return rc;
+    produce(p, plan, header, ret_hash);
+    munmap(p->data, p->bytes);
+    return file_end(&file, durable, err);
 }
 
-enum status weights_file_emit(const char *path, const struct layout *l, const float *master, enum dtype dtype,
-                              int64_t version, bool durable, char ret_hash[HASH_HEX], int64_t *ret_bytes,
-                              struct error *err)
+static enum status emit_hash(const struct plan *plan, const struct buf *header, struct product *p,
+                             char ret_hash[HASH_HEX], struct error *err)
+{
+    p->data = mem_alloc(p->bytes);
+    if (!p->data)
+        return error_set(err, STATUS_NOMEM, "no memory for the published copy of the weights");
+    produce(p, plan, header, ret_hash);
+    mem_free(p->data);
+    return STATUS_OK;
+}
+
+enum status weights_file_emit(const char *path, struct device *d, const struct layout *l, const float *master,
+                              enum dtype dtype, int64_t version, bool durable, char ret_hash[HASH_HEX],
+                              int64_t *ret_bytes, struct error *err)
 {
     struct plan plan;
     struct buf header = {0};
-    struct file_atomic file = {.fd = -1};
-    struct sink sink = {.file = path ? &file : NULL};
+    struct device *own = NULL;
+    char hash[HASH_HEX];
+    // The ops are elementwise within fixed blocks: every class and thread count gives the same bytes.
+    enum status rc = d ? STATUS_OK : device_open("cpu", "auto", 1, &own, err);
+    if (rc)
+        return rc;
     plan_init(&plan, l, dtype);
     plan_header(&plan, dtype, version, &header);
-    weights_hash_init(&sink.hash);
-    int64_t bytes = (int64_t)header.len + plan.data_bytes;
-    enum status rc = path ? file_begin(&file, path, version < 0 ? 0644 : 0600, bytes, err) : STATUS_OK;
-    if (!rc)
-        rc = produce(&sink, &plan, &header, master, err);
-    if (!rc && path)
-        rc = file_end(&file, durable, err);
+    struct product p = {.d = d ? d : own,
+                        .master = master,
+                        .bytes = header.len + (size_t)plan.data_bytes,
+                        .header = header.len};
+    rc = path ? emit_file(path, durable, version < 0 ? 0644 : 0600, &plan, &header, &p, hash, err)
+              : emit_hash(&plan, &header, &p, hash, err);
     if (!rc) {
-        weights_hash_final(&sink.hash, ret_hash);
+        memcpy(ret_hash, hash, HASH_HEX);
         if (ret_bytes)
-            *ret_bytes = bytes;
-    } else if (path && file.fd >= 0) {
-        file_atomic_abandon(&file);
+            *ret_bytes = (int64_t)p.bytes;
     }
-    weights_hash_done(&sink.hash);
     buf_done(&header);
     plan_done(&plan);
+    device_close(own);
     return rc;
 }
 
-enum status weights_file_write(const char *path, const struct model_config *c, const struct layout *l,
+enum status weights_file_write(const char *path, struct device *d, const struct layout *l,
                                const float *master, enum dtype dtype, int64_t version, bool durable,
                                char ret_hash[HASH_HEX], int64_t *ret_bytes, struct error *err)
 {
-    (void)c; // the layout says everything the bytes depend on
     assert(version >= 0);
-    return weights_file_emit(path, l, master, dtype, version, durable, ret_hash, ret_bytes, err);
+    return weights_file_emit(path, d, l, master, dtype, version, durable, ret_hash, ret_bytes, err);
 }
 
-enum status weights_file_hash(const struct model_config *c, const struct layout *l, const float *master,
-                              enum dtype dtype, int64_t version, char ret_hash[HASH_HEX], struct error *err)
+enum status weights_file_hash(struct device *d, const struct layout *l, const float *master, enum dtype dtype,
+                              int64_t version, char ret_hash[HASH_HEX], struct error *err)
 {
-    (void)c;
     assert(version >= 0);
-    return weights_file_emit(NULL, l, master, dtype, version, false, ret_hash, NULL, err);
+    return weights_file_emit(NULL, d, l, master, dtype, version, false, ret_hash, NULL, err);
 }

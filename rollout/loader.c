@@ -4,17 +4,20 @@
 // Invariants
 //   1. busy: from taking a request until its result is queued. Requests wait in one place, `next`, where a newer version replaces
 //      an older one.
-//   2. `spare` is NULL or filled by nobody else. After worker_give_weights the loader waits until the compute thread has swapped:
+//   2. `spare` is NULL or filled by nobody else (the compute thread helps through `loading` only). After worker_give_weights the loader waits until the compute thread has swapped:
 //      then that object is the engine's and `old` is the spare.
+//   3. `loading` lives while it is set here and as long as `helping`: it is taken away under the lock, then waited for.
 #include "rollout/loader.h"
 
 #include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
 #include "base/mem.h"
 #include "model/folder.h"
+#include "model/loading.h"
 
 #define RESULTS 4
 
@@ -29,10 +32,14 @@ struct loader {
     pthread_mutex_t lock; // guards what follows
     pthread_cond_t wake;
     bool stop, busy, waiting, swapped;
+    bool helping;            // the compute thread works on `loading`
+    bool offered;            // given to the compute thread, which has not seen it yet, or about to be
+    struct loading *loading; // under way, NULL = none
     struct worker_load next; // when waiting
     int64_t newest;          // held, under way or waiting
     int64_t held;
     double stall_ms;
+    int64_t swapped_ns;
     struct weights *spare, *in_use;
     struct worker_loaded results[RESULTS]; // for the I/O thread
     int n_results;
@@ -98,6 +105,26 @@ static enum status load_folder(struct loader *l, const struct worker_load *load,
     return STATUS_OK;
 }
 
+static enum status load_file(struct loader *l, const struct worker_load *load, struct error *err)
+{
+    struct loading *loading;
+    enum status st = loading_open(l->spare, load->path, load->hash[0] ? load->hash : NULL, &loading, err);
+    if (st != STATUS_OK)
+        return st;
+    pthread_mutex_lock(&l->lock);
+    l->loading = loading;
+    l->offered = true;
+    pthread_mutex_unlock(&l->lock);
+    worker_wake(l->worker);
+    loading_work(loading, l->device, l->config.engine.clock, INT64_MAX);
+    pthread_mutex_lock(&l->lock);
+    l->loading = NULL;
+    while (l->helping)
+        pthread_cond_wait(&l->wake, &l->lock);
+    pthread_mutex_unlock(&l->lock);
+    return loading_close(loading, err);
+}
+
 static enum status fill_spare(struct loader *l, const struct worker_load *load, struct error *err)
 {
     if (!l->spare) {
@@ -109,13 +136,23 @@ static enum status fill_spare(struct loader *l, const struct worker_load *load, 
     weights_bind(l->spare, l->device);
     if (load->folder)
         return load_folder(l, load, err);
-    return weights_load(l->spare, load->path, load->hash[0] ? load->hash : NULL, err);
+    return load_file(l, load, err);
+}
+
+// The offer ends: the weights are the compute thread's, or there are none.
+static void end_offer(struct loader *l)
+{
+    pthread_mutex_lock(&l->lock);
+    l->offered = false;
+    pthread_cond_broadcast(&l->wake);
+    pthread_mutex_unlock(&l->lock);
 }
 
 // Hands the spare to the compute thread and waits for the swap. false: stopped meanwhile.
 static bool swap(struct loader *l, const struct worker_load *load, double load_ms)
 {
     worker_give_weights(l->worker, l->spare, load, load_ms);
+    end_offer(l);
     pthread_mutex_lock(&l->lock);
     while (!l->swapped && !l->stop)
         pthread_cond_wait(&l->wake, &l->lock);
@@ -133,11 +170,14 @@ static void run_load(struct loader *l, const struct worker_load *load)
     int64_t t0 = clock_mono_ns(clock);
     enum status st = fill_spare(l, load, &err);
     r.load_ms = (double)(clock_mono_ns(clock) - t0) * 1e-6;
+    if (st != STATUS_OK)
+        end_offer(l);
     if (st == STATUS_OK && !swap(l, load, r.load_ms))
         return;
     pthread_mutex_lock(&l->lock);
     r.ok = st == STATUS_OK;
     r.stall_ms = l->stall_ms;
+    r.swapped_ns = l->swapped_ns;
     if (r.ok)
         l->held = load->version;
     else
@@ -147,10 +187,22 @@ static void run_load(struct loader *l, const struct worker_load *load)
     report(l, &r);
 }
 
+// The second object before it is needed: its memory is touched once, and that takes longer than filling it.
+static void make_spare(struct loader *l)
+{
+    struct error err;
+    struct weights *w = NULL;
+    if (!l->spare && weights_open(l->device, &l->config.model, &l->layout, l->config.dtype, false, &w, &err))
+        return; // no memory now: the next load tries again and says so
+    if (w)
+        l->spare = w;
+}
+
 static void *loader_main(void *arg)
 {
     struct loader *l = arg;
     pool_thread_init();
+    make_spare(l);
     pthread_mutex_lock(&l->lock);
     while (!l->stop) {
         if (!l->waiting) {
@@ -162,6 +214,7 @@ static void *loader_main(void *arg)
         l->busy = true;
         pthread_mutex_unlock(&l->lock);
         run_load(l, &load);
+        make_spare(l);
         pthread_mutex_lock(&l->lock);
         l->busy = false;
     }
@@ -200,12 +253,60 @@ int64_t loader_newest(struct loader *l)
     return v;
 }
 
-void loader_return(struct loader *l, struct weights *old, double stall_ms)
+bool loader_wants_help(struct loader *l)
+{
+    pthread_mutex_lock(&l->lock);
+    bool yes = l->loading && loading_left_ns(l->loading) != 0;
+    pthread_mutex_unlock(&l->lock);
+    return yes;
+}
+
+// With the lock held: until the weights are given or refused, at most ns.
+static void await_offer(struct loader *l, int64_t ns)
+{
+    struct timespec t;
+    if (ns <= 0)
+        return;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    ns += t.tv_nsec;
+    t.tv_sec += ns / 1000000000;
+    t.tv_nsec = ns % 1000000000;
+    while (l->offered && !l->stop)
+        if (pthread_cond_timedwait(&l->wake, &l->lock, &t))
+            return;
+}
+
+void loader_help(struct loader *l, struct device *d, int64_t patience_ns)
+{
+    const struct clock *clock = l->config.engine.clock;
+    int64_t now = clock_mono_ns(clock);
+    int64_t deadline = patience_ns == INT64_MAX ? INT64_MAX : now + patience_ns;
+    pthread_mutex_lock(&l->lock);
+    struct loading *loading = l->loading;
+    int64_t left = loading ? loading_left_ns(loading) : 0;
+    bool worth =
+        loading && (deadline == INT64_MAX || (left >= 0 && left / pool_threads(d->pool) < patience_ns));
+    l->helping = worth;
+    pthread_mutex_unlock(&l->lock);
+    if (!worth)
+        return;
+    loading_work(loading, d, clock, deadline);
+    pthread_mutex_lock(&l->lock);
+    l->helping = false;
+    pthread_cond_broadcast(&l->wake);
+    // What is left is the piece that the loader has in hands and a comparison of hashes.
+    if (deadline != INT64_MAX)
+        await_offer(l, deadline - clock_mono_ns(clock));
+    pthread_mutex_unlock(&l->lock);
+}
+
+void loader_return(struct loader *l, struct weights *old, double stall_ms, int64_t swapped_ns)
 {
     pthread_mutex_lock(&l->lock);
     l->in_use = l->spare;
     l->spare = old;
     l->stall_ms = stall_ms;
+    l->swapped_ns = swapped_ns;
     l->swapped = true;
     pthread_cond_broadcast(&l->wake);
     pthread_mutex_unlock(&l->lock);
@@ -219,7 +320,11 @@ enum status loader_open(struct worker *w, const struct worker_config *c, struct 
     l->config = *c;
     l->newest = l->held = -1;
     pthread_mutex_init(&l->lock, NULL);
-    pthread_cond_init(&l->wake, NULL);
+    pthread_condattr_t attr;
+    pthread_condattr_init(&attr);
+    pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
+    pthread_cond_init(&l->wake, &attr);
+    pthread_condattr_destroy(&attr);
     enum status st = layout_open(&c->model, &l->layout, err);
     if (st == STATUS_OK)
         st = device_open("cpu", c->isa, 1, &l->device, err);

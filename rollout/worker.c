@@ -264,7 +264,8 @@ static void swap_weights(struct worker *w, struct weights *incoming)
     int64_t t0 = clock_mono_ns(clock);
     weights_bind(incoming, w->device);
     const struct weights *old = engine_set_weights(w->engine, incoming, w->incoming_load.version);
-    double stall_ms = (double)(clock_mono_ns(clock) - t0 + w->helped_ns) * 1e-6;
+    int64_t swapped_ns = clock_mono_ns(clock);
+    double stall_ms = (double)(swapped_ns - t0 + w->helped_ns) * 1e-6;
     w->helped_ns = 0;
     pthread_mutex_lock(&w->lock);
     w->incoming = NULL;
@@ -273,7 +274,8 @@ static void swap_weights(struct worker *w, struct weights *incoming)
     memcpy(w->stats.version_hash, w->incoming_load.hash, HASH_HEX);
     engine_stats(w->engine, &w->stats.engine);
     pthread_mutex_unlock(&w->lock);
-    loader_return(w->loader, (struct weights *)old, stall_ms); // the loader made it, and owns it again
+    loader_return(w->loader, (struct weights *)old, stall_ms,
+                  swapped_ns); // the loader made it, and owns it again
 }
 
 static bool nothing_to_do(struct worker *w)

@@ -35,8 +35,9 @@ struct worker_loaded {
     struct worker_load load;
     bool ok;
     char error[1024];
-    double load_ms;  // beside the running engine
-    double stall_ms; // in which no step could run
+    double load_ms;     // beside the running engine
+    double stall_ms;    // in which no step could run though there was something to do
+    int64_t swapped_ns; // of the clock: from here on steps compute with them
 };
 
 // A trace of the weights in use, and its answer.

@@ -122,7 +122,7 @@ enum status publish_weights(const struct publish *p, const struct trainer *t, bo
     char prefix[RUNCONFIG_NAME + 16], path[2 * RUNCONFIG_PATH];
     enum dtype dtype = rollout_dtype(t->config);
     if (!write) {
-        enum status rc = weights_file_hash(&t->model, &t->layout, t->master, dtype, t->step, ret_hash, err);
+        enum status rc = weights_file_hash(t->device, &t->layout, t->master, dtype, t->step, ret_hash, err);
         if (!rc) {
             *ret_path = 0;
             *ret_bytes = 0;
@@ -134,12 +134,12 @@ enum status publish_weights(const struct publish *p, const struct trainer *t, bo
     if (shm_has_room(p, file_bytes(t))) {
         struct error full; // someone else may take the room in between: then the run directory it is
         snprintf(path, sizeof path, "%s/%s%lld", p->shm, prefix, (long long)t->step);
-        rc = weights_file_write(path, &t->model, &t->layout, t->master, dtype, t->step, false, ret_hash,
+        rc = weights_file_write(path, t->device, &t->layout, t->master, dtype, t->step, false, ret_hash,
                                 ret_bytes, &full);
     }
     if (rc) {
         snprintf(path, sizeof path, "%s/weights/%lld.safetensors", p->run_dir, (long long)t->step);
-        rc = weights_file_write(path, &t->model, &t->layout, t->master, dtype, t->step, true, ret_hash,
+        rc = weights_file_write(path, t->device, &t->layout, t->master, dtype, t->step, true, ret_hash,
                                 ret_bytes, err);
     }
     if (!rc && strlen(path) >= RUNCONFIG_PATH)

@@ -55,6 +55,13 @@ static void test_weights(void **state)
     for (size_t s = 0; s < sizeof(sizes) / sizeof(sizes[0]); s++) {
         char want[HASH_HEX], got[HASH_HEX];
         weights_hash_slow(p, sizes[s], want);
+        uint8_t digests[8][HASH_DIGEST];
+        size_t n = 0;
+        for (size_t at = 0; at < sizes[s]; at += HASH_CHUNK_BYTES, n++)
+            weights_hash_chunk(p + at, sizes[s] - at < HASH_CHUNK_BYTES ? sizes[s] - at : HASH_CHUNK_BYTES,
+                               digests[n]);
+        weights_hash_digests((const uint8_t(*)[HASH_DIGEST])digests, n, got);
+        assert_string_equal(got, want);
         for (size_t k = 0; k < 4; k++) {
             struct weights_hash h;
             weights_hash_init(&h);

@@ -18,6 +18,7 @@
 #include "base/mem.h"
 #include "model/folder.h"
 #include "model/model.h"
+#include "tests/isa.h"
 #include "tests/unit/model/tiny.h"
 
 static char root[64];
@@ -136,7 +137,7 @@ static void test_weights_file(void **state)
     struct device *d;
     struct error err;
     (void)state;
-    assert_int_equal(device_open("cpu", "auto", 1, &d, &err), STATUS_OK);
+    assert_int_equal(device_open("cpu", test_isa(), 1, &d, &err), STATUS_OK);
     for (int which = 0; which < TINY_N; which++)
         for (int k = 0; k < 3; k++) {
             struct model m;
@@ -149,11 +150,11 @@ static void test_weights_file(void **state)
             model_make(&m, which);
             size_t n = 5 * (size_t)m.c.vocab * sizeof(float);
             assert_int_equal(
-                weights_file_write(path, &m.c, &m.l, m.master, dtypes[k], 12, k == 0, hash, &bytes, &err),
+                weights_file_write(path, NULL, &m.l, m.master, dtypes[k], 12, k == 0, hash, &bytes, &err),
                 STATUS_OK);
-            assert_int_equal(weights_file_hash(&m.c, &m.l, m.master, dtypes[k], 12, again, &err), STATUS_OK);
+            assert_int_equal(weights_file_hash(NULL, &m.l, m.master, dtypes[k], 12, again, &err), STATUS_OK);
             assert_string_equal(hash, again);
-            assert_int_equal(weights_file_hash(&m.c, &m.l, m.master, dtypes[k], 13, again, &err), STATUS_OK);
+            assert_int_equal(weights_file_hash(NULL, &m.l, m.master, dtypes[k], 13, again, &err), STATUS_OK);
             assert_string_not_equal(hash, again);
             assert_int_equal(stat(path, &st), 0);
             assert_true(st.st_size == bytes && (st.st_mode & 0777) == 0600);
@@ -192,25 +193,25 @@ static void test_weights_of_others(void **state)
     char hash[HASH_HEX];
     const char *path = at("other.safetensors");
     (void)state;
-    assert_int_equal(device_open("cpu", "auto", 1, &d, &err), STATUS_OK);
+    assert_int_equal(device_open("cpu", test_isa(), 1, &d, &err), STATUS_OK);
     model_make(&m, 2);
     model_make(&other, 3);
     assert_int_equal(weights_open(d, &m.c, &m.l, DT_BF16, false, &w, &err), STATUS_OK);
-    assert_int_equal(weights_file_write(path, &m.c, &m.l, m.master, DT_F32, 0, false, hash, NULL, &err),
+    assert_int_equal(weights_file_write(path, NULL, &m.l, m.master, DT_F32, 0, false, hash, NULL, &err),
                      STATUS_OK);
     assert_int_equal(weights_load(w, path, hash, &err), STATUS_TYPE);
     assert_non_null(strstr(err.text, "F32"));
     assert_int_equal(
-        weights_file_write(path, &other.c, &other.l, other.master, DT_BF16, 0, false, hash, NULL, &err),
+        weights_file_write(path, NULL, &other.l, other.master, DT_BF16, 0, false, hash, NULL, &err),
         STATUS_OK);
     assert_int_not_equal(weights_load(w, path, hash, &err), STATUS_OK);
     // A folder nobody can write to, and a folder in the file's place: an error, and nothing left behind.
     assert_int_not_equal(
-        weights_file_write(at("no/such/folder/w"), &m.c, &m.l, m.master, DT_BF16, 0, true, hash, NULL, &err),
+        weights_file_write(at("no/such/folder/w"), NULL, &m.l, m.master, DT_BF16, 0, true, hash, NULL, &err),
         STATUS_OK);
     assert_int_equal(mkdir(at("taken"), 0755), 0);
     assert_int_not_equal(
-        weights_file_write(at("taken"), &m.c, &m.l, m.master, DT_BF16, 0, true, hash, NULL, &err), STATUS_OK);
+        weights_file_write(at("taken"), NULL, &m.l, m.master, DT_BF16, 0, true, hash, NULL, &err), STATUS_OK);
     char tmp[300];
     snprintf(tmp, sizeof(tmp), "%s.tmp.%d", at("taken"), (int)getpid());
     assert_false(file_exists(tmp));

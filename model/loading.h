@@ -1,0 +1,32 @@
+// Filling weights from a weights file in pieces that any number of threads may take: a loader thread beside a working engine, and the
+// engine's own pool for the rest when it has a moment (contract 2: refit in flight). weights_load (model.h) is the same in one call.
+//
+// A piece is about 1 MiB of the file: a chunk whose digest is taken, or some rows of a matrix that are packed. Pieces go in the
+// order of the file, so that what was hashed is packed while it is still in a cache.
+//
+// Invariants
+//   1. Each piece is taken once; pieces write to places of their own. What the weights hold is defined only after loading_close
+//      said STATUS_OK: until then, and after a failure, nobody may compute with them.
+//   2. Every byte of the file is part of the hash that loading_close compares.
+#ifndef MODEL_LOADING_H
+#define MODEL_LOADING_H
+
+#include "base/clock.h"
+#include "model/model.h"
+
+struct loading;
+
+// Maps the file and checks that it is what weights_file_write lays out for w. expect_hash NULL: no hash is computed. w must not be
+// opened for training.
+enum status loading_open(struct weights *w, const char *path, const char *expect_hash, struct loading **ret,
+                         struct error *err) OOZE_MUST_USE;
+// Takes pieces until none is left or the clock has passed deadline_ns (INT64_MAX: never), on all threads of d's pool. d is the
+// caller's own device, of the class of the weights. Several threads may be inside at once.
+void loading_work(struct loading *l, struct device *d, const struct clock *clock, int64_t deadline_ns);
+// CPU nanoseconds that the pieces nobody has taken yet will need, going by those that are done; -1 while none is.
+int64_t loading_left_ns(const struct loading *l);
+// Once every loading_work has returned: STATUS_OK when all pieces are done and the hash is the expected one. Frees l; NULL is fine
+// and an error.
+enum status loading_close(struct loading *l, struct error *err) OOZE_MUST_USE;
+
+#endif

@@ -1,0 +1,403 @@
+// Refit in flight: from the moment the trainer has published its weights (STEP_DONE) until the engine samples with them, while it
+// decodes a batch of 32. Everything is the real thing: the trainer's publish_weights into shared memory, the worker with its loader
+// thread, swap between two steps. Bound: the bytes of the file at the speed of memcpy on as many threads, measured in the same run.
+//
+//   bench_refit [--serve] [--dtype fp8|bf16] [--threads N of the engine] [--isa CLASS] [--batch 32] [--models DIR]
+//
+// What is reported, in seconds:
+//   value        STEP_DONE to the start of the first step with the new weights (from then on every token is theirs)
+//   first_token  STEP_DONE to the end of that step
+//   stall, step  how long no step could run, and what a decode step takes
+//   publish      the trainer's own time for producing and hashing the file, before STEP_DONE
+//   bound        file bytes / memcpy
+//
+// Threads: like a run on this host. The engine has --threads (default: its share of the cores, base/cores.h), the loader one of its
+// own; the trainer is done with its step, so its cores are free. memcpy is measured on the cores of both together.
+#include <pthread.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "base/file.h"
+#include "base/mem.h"
+#include "rollout/worker.h"
+#include "tests/bench/peaks.h"
+#include "trainer/publish.h"
+
+#define CONTEXT   256
+#define VERSIONS  1000000
+#define WAIT_S    60.0
+#define COPY_TIME 0.3
+#define MODEL_V   49152
+
+struct bench {
+    // options
+    bool serve;
+    int threads, batch;
+    struct run_config *config;
+    // trainer's side
+    struct trainer *trainer;
+    struct publish publish;
+    char run_dir[64], run[RUNCONFIG_NAME];
+    // engine's side
+    struct loop *loop;
+    struct worker *worker;
+    pthread_t io;
+    uint64_t next_job;
+    // shared with the I/O thread
+    pthread_mutex_t lock;
+    pthread_cond_t wake;
+    struct worker_loaded loaded;
+    bool has_loaded, failed;
+    int64_t token_version; // newest version that a token came from
+    double token_at;       // when the first token of it came out
+    int64_t tokens;
+    int running;
+    // bound
+    struct device *device;
+    char *from, *to;
+    double copy_rate;
+};
+
+static double now(void)
+{
+    return (double)clock_mono_ns(clock_system()) * 1e-9;
+}
+
+static _Noreturn void die(const char *what)
+{
+    printf("{\"error\":\"bench_refit: %s\"}\n", what);
+    fflush(stdout);
+    _exit(1);
+}
+
+static void must(enum status rc, const struct error *err)
+{
+    if (rc)
+        die(err->text);
+}
+
+// ---- I/O thread -------------------------------------------------------------------------------------------------------------
+
+static void submit(struct bench *b);
+
+static void on_outputs(void *ctx, const struct outputs *o)
+{
+    struct bench *b = ctx;
+    int ended = 0;
+    double t = now();
+    pthread_mutex_lock(&b->lock);
+    for (size_t i = 0; i < o->n_items; i++) {
+        const struct output *item = &o->items[i];
+        for (int32_t k = 0; k < item->n_spans; k++) {
+            int64_t v = o->spans[item->first_span + (size_t)k].version;
+            if (v > b->token_version) {
+                b->token_version = v;
+                b->token_at = t;
+            }
+        }
+        b->tokens += item->n;
+        ended += item->finish != 0;
+    }
+    b->running -= ended;
+    pthread_cond_broadcast(&b->wake);
+    pthread_mutex_unlock(&b->lock);
+    for (int i = 0; i < ended; i++)
+        submit(b);
+}
+
+static void on_loaded(void *ctx, const struct worker_loaded *l)
+{
+    struct bench *b = ctx;
+    pthread_mutex_lock(&b->lock);
+    b->loaded = *l;
+    b->has_loaded = true;
+    pthread_cond_broadcast(&b->wake);
+    pthread_mutex_unlock(&b->lock);
+}
+
+static void on_failed(void *ctx, const struct error *err)
+{
+    (void)ctx;
+    die(err->text);
+}
+
+static void *io_main(void *arg)
+{
+    loop_run(((struct bench *)arg)->loop);
+    return NULL;
+}
+
+static void submit(struct bench *b)
+{
+    struct error err;
+    int32_t ids[CONTEXT];
+    uint64_t job = ++b->next_job;
+    for (int32_t i = 0; i < CONTEXT; i++)
+        ids[i] = (int32_t)((job * 7919 + (uint64_t)i * 104729) % MODEL_V);
+    const struct engine_job j = {
+        .msg = {.job = job,
+                .trajectory = job,
+                .sampling = {.temperature = 1, .top_p = 1, .max_new = 4096, .train = true},
+                .n_ids = CONTEXT,
+                .ids = ids},
+        .flush_tokens = 1};
+    must(worker_submit(b->worker, &j, &err), &err);
+    pthread_mutex_lock(&b->lock);
+    b->running++;
+    pthread_mutex_unlock(&b->lock);
+}
+
+// ---- one refit --------------------------------------------------------------------------------------------------------------
+
+struct figures {
+    double value, first_token, stall, step, publish, load, copy_rate;
+    int64_t bytes;
+};
+
+static void wait_until(struct bench *b, bool (*ok)(const struct bench *, int64_t), int64_t x,
+                       const char *what)
+{
+    double end = now() + WAIT_S;
+    pthread_mutex_lock(&b->lock);
+    while (!ok(b, x)) {
+        struct timespec t;
+        clock_gettime(CLOCK_REALTIME, &t);
+        t.tv_sec++;
+        (void)pthread_cond_timedwait(&b->wake, &b->lock, &t);
+        if (now() > end)
+            die(what);
+    }
+    pthread_mutex_unlock(&b->lock);
+}
+
+static bool is_loaded(const struct bench *b, int64_t version)
+{
+    return b->has_loaded && b->loaded.load.version == version;
+}
+
+static bool has_token(const struct bench *b, int64_t version)
+{
+    return b->token_version >= version;
+}
+
+static bool has_tokens(const struct bench *b, int64_t n)
+{
+    return b->tokens >= n;
+}
+
+static int64_t tokens(struct bench *b)
+{
+    pthread_mutex_lock(&b->lock);
+    int64_t n = b->tokens;
+    pthread_mutex_unlock(&b->lock);
+    return n;
+}
+
+// Seconds of a decode step of the whole batch, over 20 of them.
+static double step_seconds(struct bench *b)
+{
+    int64_t n = tokens(b);
+    wait_until(b, has_tokens, n + b->batch, "no tokens come");
+    double t0 = now();
+    n = tokens(b);
+    wait_until(b, has_tokens, n + 20 * b->batch, "no tokens come");
+    return (now() - t0) / 20;
+}
+
+static void publish(struct bench *b, struct worker_load *load, struct figures *f)
+{
+    struct error err;
+    char path[RUNCONFIG_PATH], hash[HASH_HEX];
+    double t0 = now();
+    b->trainer->step++;
+    must(publish_weights(&b->publish, b->trainer, true, path, hash, &f->bytes, &err), &err);
+    f->publish = now() - t0;
+    *load = (struct worker_load){.version = b->trainer->step};
+    snprintf(load->path, sizeof load->path, "%s", path);
+    memcpy(load->hash, hash, HASH_HEX);
+}
+
+static void refit(struct bench *b, bool decoding, struct figures *f)
+{
+    struct error err;
+    struct worker_load load;
+    publish(b, &load, f);
+    if (decoding) { // the trainer's threads are out of the way: steps take what they take alone
+        f->step = step_seconds(b);
+        usleep((useconds_t)(f->step * 1e6 *
+                            ((double)(b->trainer->step * 37 % 100) / 100))); // anywhere in a step
+    }
+    double t0 = now();
+    must(worker_load_start(b->worker, &load, &err), &err);
+    wait_until(b, is_loaded, load.version, "the weights are not loaded");
+    if (!b->loaded.ok)
+        die(b->loaded.error);
+    f->value = b->loaded.swapped_ns * 1e-9 - t0;
+    f->stall = b->loaded.stall_ms * 1e-3;
+    f->load = b->loaded.load_ms * 1e-3;
+    if (decoding) {
+        wait_until(b, has_token, load.version, "no token of the new weights");
+        f->first_token = b->token_at - t0;
+    }
+    publish_prune(&b->publish, 1);
+}
+
+static struct figures measure(struct bench *b)
+{
+    struct figures f = {0};
+    // the engine rests while memcpy is measured
+    worker_pause(b->worker, ENGINE_PAUSE_IN_PLACE);
+    usleep(200000);
+    refit(b, false, &f); // and so that both weights objects exist
+    f.copy_rate = peak_copy(b->device, b->to, b->from, (size_t)f.bytes, COPY_TIME);
+    worker_continue(b->worker);
+    refit(b, true, &f);
+    return f;
+}
+
+// ---- life -------------------------------------------------------------------------------------------------------------------
+
+static void open_all(struct bench *b)
+{
+    struct error err = {0};
+    struct figures f = {0};
+    snprintf(b->run_dir, sizeof b->run_dir, "/tmp/ooze-bench-refit-XXXXXX");
+    if (!mkdtemp(b->run_dir))
+        die("no temporary folder");
+    snprintf(b->run, sizeof b->run, "b%lx", (unsigned long)getpid());
+    must(trainer_open(b->config, "", &b->trainer, &err), &err);
+    must(trainer_restart(b->trainer, &err), &err);
+    must(publish_init(&b->publish, b->run_dir, b->run, "/dev/shm", &err), &err);
+    must(loop_open(&b->loop, &err), &err);
+    pthread_mutex_init(&b->lock, NULL);
+    pthread_cond_init(&b->wake, NULL);
+    const struct worker_config w = {
+        .isa = b->config->trainer.isa,
+        .threads = b->threads,
+        .model = b->trainer->model,
+        .dtype = rollout_dtype(b->config),
+        .engine = {.kv_tokens = b->batch * 8192 > 65536 ? 65536 : b->batch * 8192, .max_running = b->batch},
+        .loop = b->loop,
+        .on_outputs = on_outputs,
+        .on_loaded = on_loaded,
+        .on_failed = on_failed,
+        .ctx = b};
+    must(worker_open(&w, &b->worker, &err), &err);
+    must(device_open("cpu", b->config->trainer.isa, 0, &b->device, &err), &err);
+    if (pthread_create(&b->io, NULL, io_main, b))
+        die("no thread");
+    refit(b, false, &f);
+    b->from = device_alloc(b->device, (size_t)f.bytes);
+    b->to = device_alloc(b->device, (size_t)f.bytes);
+    if (!b->from || !b->to)
+        die("no memory");
+    for (int i = 0; i < b->batch; i++)
+        submit(b);
+    wait_until(b, has_tokens, 4 * b->batch, "no tokens come");
+}
+
+static void print(const struct bench *b, const struct figures *f)
+{
+    printf("{\"value\":%.6f,\"bound\":%.6f,\"bound_name\":\"bytes / "
+           "memcpy\",\"first_token_s\":%.6f,\"stall_s\":%.6f,"
+           "\"step_s\":%.6f,\"stall_steps\":%.3f,\"publish_s\":%.6f,\"load_s\":%.6f,\"bytes\":%lld,\"copy_"
+           "gbs\":%.2f}\n",
+           f->value, (double)f->bytes / f->copy_rate, f->first_token, f->stall, f->step, f->stall / f->step,
+           f->publish, f->load, (long long)f->bytes, f->copy_rate * 1e-9);
+    (void)b;
+    fflush(stdout);
+}
+
+static void stop(void *ctx)
+{
+    loop_stop(ctx);
+}
+
+static void close_all(struct bench *b)
+{
+    struct error err;
+    publish_leave(&b->publish);
+    if (file_remove_tree(b->run_dir, &err))
+        fprintf(stderr, "bench_refit: %s\n", err.text);
+    if (loop_post(b->loop, stop, b->loop) == STATUS_OK)
+        pthread_join(b->io, NULL);
+    worker_close(b->worker);
+    loop_close(b->loop);
+    trainer_close(b->trainer);
+    device_free(b->device, b->from);
+    device_free(b->device, b->to);
+    device_close(b->device);
+    free(b->config);
+}
+
+static void config_init(struct run_config *c)
+{
+    c->seed = 1;
+    c->model = (struct run_model){.arch = "llama",
+                                  .hidden = 576,
+                                  .n_layers = 30,
+                                  .n_heads = 9,
+                                  .n_kv_heads = 3,
+                                  .head_dim = 64,
+                                  .ffn = 1536,
+                                  .vocab = MODEL_V,
+                                  .max_position = 8192,
+                                  .rope_theta = 1e5,
+                                  .rms_eps = 1e-5,
+                                  .tie_embeddings = true};
+    c->trainer.dtype = RUN_BF16;
+    c->trainer.micro_batch_tokens = 1024;
+    snprintf(c->trainer.isa, sizeof c->trainer.isa, "auto");
+    c->rollout.dtype = RUN_FP8;
+    c->n_stages = 1;
+    c->stages[0] = (struct run_stage){.kind = RUN_STAGE_RL};
+}
+
+static bool option(struct bench *b, const char *name, const char *value)
+{
+    if (strcmp(name, "--threads") == 0)
+        b->threads = atoi(value);
+    else if (strcmp(name, "--batch") == 0)
+        b->batch = atoi(value);
+    else if (strcmp(name, "--isa") == 0)
+        snprintf(b->config->trainer.isa, sizeof b->config->trainer.isa, "%s", value);
+    else if (strcmp(name, "--dtype") == 0)
+        b->config->rollout.dtype = strcmp(value, "bf16") == 0 ? RUN_BF16 : RUN_FP8;
+    else
+        return strcmp(name, "--models") == 0; // weights are random: nothing to read
+    return true;
+}
+
+int main(int argc, char **argv)
+{
+    struct bench b = {.batch = 32, .token_version = -1, .config = mem_must(1, sizeof *b.config)};
+    config_init(b.config);
+    for (int i = 1; i < argc; i++) {
+        if (strcmp(argv[i], "--serve") == 0)
+            b.serve = true;
+        else if (i + 1 < argc && option(&b, argv[i], argv[i + 1]))
+            i++;
+        else
+            die("unknown option; the first lines of tests/bench/bench_refit.c have them all");
+    }
+    char line[64];
+    pool_thread_init();
+    open_all(&b);
+    if (b.serve) {
+        printf("{\"ready\":true,\"isa\":\"%s\",\"engine_threads\":%d,\"dtype\":\"%s\"}\n",
+               isa_name(b.device->isa), b.threads ? b.threads : worker_half_of_cores(),
+               dtype_name(rollout_dtype(b.config)));
+        fflush(stdout);
+    }
+    for (int i = 0; b.serve ? fgets(line, sizeof line, stdin) && strncmp(line, "quit", 4) != 0 : i < 7; i++) {
+        if (b.serve && strncmp(line, "run", 3) != 0)
+            continue;
+        struct figures f = measure(&b);
+        print(&b, &f);
+    }
+    close_all(&b);
+    return 0;
+}
