@@ -234,7 +234,7 @@ static const struct config_field run_fields[] = {
     REAL(eval.temperature, 0, 100, 0, "1", "Sampling temperature of evaluations; 0 = greedy."),
     BOOL(eval.at_start, "true", "Evaluate the initial weights too."),
     BOOL(eval.only, "false", "Evaluate the initial weights, with the limits of the first rl stage, and end."),
-    INT(check.every, 0, BILLION, "0",
+    INT(check.every, 0, BILLION, "20",
         "Steps of an rl stage between two parity checks, which score stored trajectories again under the "
         "weights that "
         "sampled them, from the stage's first step on; 0 = none, not at the start of the run either."),

@@ -4,6 +4,7 @@
 #   tests/oracle/test_X.c      -> oracle_X        (ooze_trainer, ooze_text: everything with a golden file)
 #   tests/process/test_X.c     -> process_X       (starts the real programs; BIN_DIR in its environment)
 #   tests/process/task_X.c     -> program task_X in BUILD/tests, a task service for the scripts
+#   tests/process/engine_X.c   -> program engine_X in BUILD/tests, an engine that the scripts put in the place of ooze-rollout
 #   tests/process/*.sh, tests/lint/*.sh -> run as they are
 #   tests/bench/bench_X.c      -> bench_X, never run by ctest; other sources there are shared by all of them
 #   tests/fuzz/fuzz_X.c        -> fuzz_X with libFuzzer (OOZE_FUZZ); otherwise replays tests/fuzz/corpus/X
@@ -99,6 +100,14 @@ endforeach()
 # `ooze bench` finds the peers' scripts beside our programs.
 file(MAKE_DIRECTORY ${CMAKE_BINARY_DIR}/tests)
 file(CREATE_LINK ${CMAKE_SOURCE_DIR}/tests/bench ${CMAKE_BINARY_DIR}/tests/bench SYMBOLIC)
+file(GLOB engines CONFIGURE_DEPENDS ${CMAKE_SOURCE_DIR}/tests/process/engine_*.c)
+foreach(engine ${engines})
+  get_filename_component(stem ${engine} NAME_WE)
+  add_executable(${stem} ${engine})
+  set_target_properties(${stem} PROPERTIES RUNTIME_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/tests)
+  target_link_libraries(${stem} PRIVATE ooze_rollout)
+  target_link_options(${stem} PRIVATE -Wl,--wrap=engine_set_weights)
+endforeach()
 file(GLOB benches CONFIGURE_DEPENDS ${CMAKE_SOURCE_DIR}/tests/bench/bench_*.c)
 file(GLOB shared_by_benches CONFIGURE_DEPENDS ${CMAKE_SOURCE_DIR}/tests/bench/*.c)
 list(REMOVE_ITEM shared_by_benches ${benches})

@@ -92,7 +92,7 @@ static void test_defaults(void **state)
     assert_int_equal(s->aggregation, RUN_AGG_TOKEN_MEAN);
     assert_true(s->eps_low == 0.2 && s->eps_high == 0.28 && s->beta == 2);
     assert_int_equal(c->trainer.keep_weights, s->max_lag + 2);
-    assert_true(c->check.every == 0 && c->check.share == 0.25 && c->check.band == 0.05);
+    assert_true(c->check.every == 20 && c->check.share == 0.25 && c->check.band == 0.05);
     assert_int_equal(c->check.numerics, RUN_NUMERICS_STRICT);
     char expected[600], real[256];
     assert_non_null(realpath(dir, real));
