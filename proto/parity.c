@@ -6,11 +6,13 @@
 #include <string.h>
 
 #include "proto/codec_fields.h"
+#include "proto/ooze.pb-c.h"
 
 // ---- tables --------------------------------------------------------------------------------------------------
 
-bool parity_put_check(const struct msg_check *check, struct arena *arena, Ooze__V1__Check *out)
+bool parity_put_check(const struct msg_check *check, struct arena *arena, void *ret_check)
 {
+    Ooze__V1__Check *out = ret_check;
     Ooze__V1__CheckSegment *segments;
     Ooze__V1__Weights *weights;
     Ooze__V1__KvEvent *events;
@@ -42,9 +44,9 @@ bool parity_put_check(const struct msg_check *check, struct arena *arena, Ooze__
     return true;
 }
 
-enum status parity_get_check(const Ooze__V1__Check *in, struct arena *arena, struct msg_check *ret,
-                             struct error *err)
+enum status parity_get_check(const void *check, struct arena *arena, struct msg_check *ret, struct error *err)
 {
+    const Ooze__V1__Check *in = check;
     if (in->n_segments > MSG_MEMBERS || in->n_weights > MSG_WEIGHTS || in->n_kv > MSG_CHECK_KV)
         return error_set(err, STATUS_LIMIT, "too many segments, versions or KV events");
     struct msg_check_segment *segments = arena_zalloc(arena, in->n_segments * sizeof(*segments));
@@ -76,8 +78,9 @@ enum status parity_get_check(const Ooze__V1__Check *in, struct arena *arena, str
     return STATUS_OK;
 }
 
-bool parity_put_trace(const struct msg_trace_done *t, struct arena *arena, Ooze__V1__TraceDone *out)
+bool parity_put_trace(const struct msg_trace_done *t, struct arena *arena, void *ret_trace_done)
 {
+    Ooze__V1__TraceDone *out = ret_trace_done;
     Ooze__V1__TraceOp *ops;
     if (!NEW_TABLE(arena, t->n_ops, ops, out->ops))
         return false;
@@ -91,9 +94,10 @@ bool parity_put_trace(const struct msg_trace_done *t, struct arena *arena, Ooze_
     return true;
 }
 
-enum status parity_get_trace(const Ooze__V1__TraceDone *in, struct arena *arena, struct msg_trace_done *ret,
+enum status parity_get_trace(const void *trace_done, struct arena *arena, struct msg_trace_done *ret,
                              struct error *err)
 {
+    const Ooze__V1__TraceDone *in = trace_done;
     if (in->n_ops > MSG_TRACE_OPS)
         return error_set(err, STATUS_LIMIT, "too many ops in a trace");
     struct msg_trace_op *ops = arena_zalloc(arena, in->n_ops * sizeof(*ops));

@@ -3,15 +3,15 @@
 #define PROTO_PARITY_H
 
 #include "proto/msg_check.h"
-#include "proto/ooze.pb-c.h"
 
-// Tables into the envelope's message; false when the arena is out of memory.
-bool parity_put_check(const struct msg_check *m, struct arena *arena, Ooze__V1__Check *out);
-bool parity_put_trace(const struct msg_trace_done *m, struct arena *arena, Ooze__V1__TraceDone *out);
+// Tables into the envelope's message (Ooze__V1__Check, Ooze__V1__TraceDone: headers do not name what is generated); false when the
+// arena is out of memory.
+bool parity_put_check(const struct msg_check *m, struct arena *arena, void *ret_check);
+bool parity_put_trace(const struct msg_trace_done *m, struct arena *arena, void *ret_trace_done);
 // And back, into the arena.
-enum status parity_get_check(const Ooze__V1__Check *in, struct arena *arena, struct msg_check *ret,
+enum status parity_get_check(const void *check, struct arena *arena, struct msg_check *ret,
                              struct error *err) OOZE_MUST_USE;
-enum status parity_get_trace(const Ooze__V1__TraceDone *in, struct arena *arena, struct msg_trace_done *ret,
+enum status parity_get_trace(const void *trace_done, struct arena *arena, struct msg_trace_done *ret,
                              struct error *err) OOZE_MUST_USE;
 
 // m is one of the four; anything else passes.
