@@ -34,7 +34,7 @@ static void world_open(struct world *w, const char *arch, enum dtype dtype, int 
     w->c.qk_norm = !strcmp(arch, "qwen3");
     w->c.tie_embeddings = !strcmp(arch, "qwen2");
     rng_init(&w->rng, 5, 0);
-    must(device_open("cpu", "auto", threads, &w->d, err));
+    must(device_open("cpu", test_isa(), threads, &w->d, err));
     must(layout_open(&w->c, &w->l, err));
     for (int i = 0; i < VERSIONS; i++) {
         w->master[i] = mem_alloc((size_t)w->l.total * sizeof(float));
