@@ -1,4 +1,5 @@
-// Matrix products on pairs of bf16 (avx512bf16.h has the order). Products with f32 weights are avx512's.
+// Matrix products on pairs of bf16 (avx512bf16.h has the order). Products with
+// f32 weights are avx512's.
 #include "kernels/avx512bf16/avx512bf16.h"
 #include "kernels/avx512bf16/lanes.h"
 #include "kernels/avx512bf16/widen.h"
@@ -7,15 +8,24 @@
 
 #define BLOCK_PAIRS (FP8_BLOCK / 2)
 
-// ---- tiles -----------------------------------------------------------------------------------------------------------
+// ---- tiles
+// -----------------------------------------------------------------------------------------------------------
 
-// acc continued over n_pairs; w is the first panel's pair-row, panels lie `panel` bytes apart. cols is even: whole panels.
-ALWAYS void pair_chain(const int rows, const int cols, const enum dtype t, int64_t n_pairs, const float *x,
-                       int64_t ldx, const char *w, int64_t panel, v16 *acc)
+// acc continued over n_pairs from input k of the pass on; w is the first
+// panel's pair-row, panels lie `panel` bytes apart. cols is even: whole panels.
+ALWAYS void pair_chain(const int rows, const int cols, const enum dtype t, const struct gemm_pass *p,
+                       int64_t k, int64_t n_pairs, const float *x, const char *w, int64_t panel, v16 *acc)
 {
+    const int64_t ldx = p->ldx, ahead_step = p->ahead_step;
+    const char *ahead = p->ahead + (k - p->k0) / 2 * ahead_step;
     const int64_t step = 2 * PANEL * (int64_t)dtype_bytes(t);
     for (int64_t i = 0; i < n_pairs; i++, w += step) {
         __m512i b[8];
+        if (cols == TILE_COLS) {
+            __builtin_prefetch(ahead, 0, 2);
+            __builtin_prefetch(ahead + 64, 0, 2);
+            ahead += ahead_step;
+        }
 #pragma GCC unroll 8
         for (int v = 0; v < cols; v += 2) {
             if (t == DT_FP8) {
@@ -35,68 +45,54 @@ ALWAYS void pair_chain(const int rows, const int cols, const enum dtype t, int64
     }
 }
 
-ALWAYS void acc_clear(const int n, v16 *acc)
+ALWAYS void bf16_tile(const int rows, const int cols, const struct gemm_pass *p, int64_t r0, int64_t n)
 {
-#pragma GCC unroll 32
-    for (int i = 0; i < n; i++)
-        acc[i] = v_zero();
-}
-
-ALWAYS void tile_finish(const int rows, const int cols, const struct gemm *g, int64_t m0, int64_t n0,
-                        const v16 *acc)
-{
-#pragma GCC unroll 16
-    for (int r = 0; r < rows; r++)
-#pragma GCC unroll 8
-        for (int v = 0; v < cols; v++)
-            gemm_finish(g, m0 + r, n0 + 16 * v, acc[r * cols + v]);
-}
-
-ALWAYS void bf16_tile(const int rows, const int cols, const struct gemm *g, int64_t m0, const float *x,
-                      int64_t ldx, int64_t n0)
-{
-    int64_t pairs = ceil_div(g->w->k, 2), panel = pairs * 2 * PANEL * 2;
+    const int64_t k = p->g->w->k, panel = ceil_div(k, 2) * 2 * PANEL * 2;
     v16 acc[TILE_ROWS * TILE_COLS];
-    acc_clear(rows * cols, acc);
-    pair_chain(rows, cols, DT_BF16, pairs, x, ldx, (const char *)g->w->data + n0 / PANEL * panel, panel, acc);
-    tile_finish(rows, cols, g, m0, n0, acc);
+    gemm_begin(rows, cols, p, r0, n, acc);
+    pair_chain(rows, cols, DT_BF16, p, p->k0, ceil_div(p->k1 - p->k0, 2), p->x + r0 * p->ldx,
+               (const char *)p->g->w->data + n / PANEL * panel + p->k0 * PANEL * 2, panel, acc);
+    gemm_end(rows, cols, p, r0, n, acc);
 }
 
-ALWAYS void fp8_tile(const int rows, const int cols, const struct gemm *g, int64_t m0, const float *x,
-                     int64_t ldx, int64_t n0)
+ALWAYS void fp8_tile(const int rows, const int cols, const struct gemm_pass *p, int64_t r0, int64_t n)
 {
-    int64_t pairs = ceil_div(g->w->k, 2), panel = pairs * 2 * PANEL, blocks = ceil_div(g->w->k, FP8_BLOCK);
-    const char *w = (const char *)g->w->data + n0 / PANEL * panel;
+    const struct gemm_weight *g = p->g->w;
+    const int64_t panel = ceil_div(g->k, 2) * 2 * PANEL, blocks = ceil_div(g->k, FP8_BLOCK);
+    const char *w = (const char *)g->data + n / PANEL * panel;
     v16 acc[TILE_ROWS * TILE_COLS], total[TILE_ROWS * TILE_COLS];
-    acc_clear(rows * cols, total);
-    for (int64_t b = 0; b < blocks; b++) {
-        acc_clear(rows * cols, acc);
-        pair_chain(rows, cols, DT_FP8, min_i64(BLOCK_PAIRS, pairs - b * BLOCK_PAIRS), x + b * BLOCK_PAIRS,
-                   ldx, w + b * BLOCK_PAIRS * 2 * PANEL, panel, acc);
+    gemm_begin(rows, cols, p, r0, n, total);
+    for (int64_t k = p->k0; k < p->k1; k += FP8_BLOCK) {
+#pragma GCC unroll 32
+        for (int i = 0; i < rows * cols; i++)
+            acc[i] = v_zero();
+        pair_chain(rows, cols, DT_FP8, p, k, ceil_div(min_i64(FP8_BLOCK, p->k1 - k), 2),
+                   p->x + r0 * p->ldx + (k - p->k0) / 2, w + k * PANEL, panel, acc);
 #pragma GCC unroll 8
         for (int v = 0; v < cols; v++) {
-            v16 scale = v_set(g->w->scales[(n0 + 16 * v) / FP8_BLOCK * blocks + b]);
+            v16 scale = v_set(g->scales[(n + 16 * v) / FP8_BLOCK * blocks + k / FP8_BLOCK]);
 #pragma GCC unroll 16
             for (int r = 0; r < rows; r++)
                 total[r * cols + v] = v_fma(acc[r * cols + v], scale, total[r * cols + v]);
         }
     }
-    tile_finish(rows, cols, g, m0, n0, total);
+    gemm_end(rows, cols, p, r0, n, total);
 }
 
 #define NARROW_DEFINE(rows, name)                                                                            \
-    static void name##_##rows(const struct gemm *g, int64_t m0, const float *x, int64_t ldx, int64_t n0)     \
+    static void name##_##rows(const struct gemm_pass *p, int64_t r0, int64_t n)                              \
     {                                                                                                        \
-        name##_tile(rows, TILE_COLS, g, m0, x, ldx, n0);                                                     \
+        name##_tile(rows, TILE_COLS, p, r0, n);                                                              \
     }
 #define WIDE_DEFINE(rows, name)                                                                              \
-    static void name##_wide_##rows(const struct gemm *g, int64_t m0, const float *x, int64_t ldx,            \
-                                   int64_t n0)                                                               \
+    static void name##_wide_##rows(const struct gemm_pass *p, int64_t r0, int64_t n)                         \
     {                                                                                                        \
-        name##_tile(rows, TILE_WIDE(rows), g, m0, x, ldx, n0);                                               \
+        name##_tile(rows, TILE_WIDE(rows), p, r0, n);                                                        \
     }
-#define SIX(X, name)            X(1, name) X(2, name) X(3, name) X(4, name) X(5, name) X(6, name)
-#define TWELVE(X, name)         SIX(X, name) X(7, name) X(8, name) X(9, name) X(10, name) X(11, name) X(12, name)
+#define SIX(X, name) X(1, name) X(2, name) X(3, name) X(4, name) X(5, name) X(6, name)
+#define TWELVE(X, name)                                                                                      \
+    SIX(X, name)                                                                                             \
+    X(7, name) X(8, name) X(9, name) X(10, name) X(11, name) X(12, name)
 #define NARROW_NAME(rows, name) name##_##rows,
 #define WIDE_NAME(rows, name)   name##_wide_##rows,
 TWELVE(NARROW_DEFINE, bf16)
@@ -112,16 +108,21 @@ static gemm_fn *gemm_pick(enum dtype t, int64_t rows, bool wide)
 }
 
 // x as pairs of bf16, rows padded to whole pairs.
-static const float *gemm_operand(const struct gemm *g, int64_t m0, int64_t m, int thread, int64_t *ret_ldx)
+static const float *gemm_operand(const struct gemm *g, int64_t m0, int64_t m, int64_t k0, int64_t k1,
+                                 float *to, int64_t *ret_ldx)
 {
-    int64_t k = g->w->k, pairs = ceil_div(k, 2);
-    const float *x = g->x + m0 * g->ldx;
-    float *to = scratch_get(g->d, thread, (size_t)(m * pairs) * sizeof *to);
-    for (int64_t r = 0; r < m; r++)
-        for (int64_t i = 0; i < k; i += 16) {
-            __m256i h = (__m256i)_mm512_cvtneps_pbh(v_load_n(x + r * g->ldx + i, min_i64(16, k - i)));
-            _mm256_mask_storeu_epi32(to + r * pairs + i / 2, (__mmask8)v_mask(min_i64(8, pairs - i / 2)), h);
+    int64_t k = k1 - k0, pairs = ceil_div(k, 2);
+    for (int64_t r = 0; r < m; r++) {
+        const float *x = g->x + (m0 + r) * g->ldx + k0;
+        float *row = to + r * pairs;
+        int64_t i = 0;
+        for (; i + 32 <= k; i += 32) // the higher half comes first
+            _mm512_storeu_si512(row + i / 2, (__m512i)_mm512_cvtne2ps_pbh(v_load(x + i + 16), v_load(x + i)));
+        for (; i < k; i += 16) {
+            __m256i h = (__m256i)_mm512_cvtneps_pbh(v_load_n(x + i, min_i64(16, k - i)));
+            _mm256_mask_storeu_epi32(row + i / 2, (__mmask8)v_mask(min_i64(8, pairs - i / 2)), h);
         }
+    }
     *ret_ldx = pairs;
     return to;
 }

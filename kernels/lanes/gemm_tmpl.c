@@ -2,60 +2,49 @@
 #include "kernels/lanes/gemm_drive_tmpl.c"
 #include "kernels/lanes/tile_tmpl.c"
 
-ALWAYS void gemm_tile(const int rows, const int cols, const enum dtype t, const struct gemm *g, int64_t m0,
-                      const float *x, int64_t ldx, int64_t n0)
+ALWAYS void gemm_tile(const int rows, const int cols, const enum dtype t, const struct gemm_pass *p,
+                      int64_t r0, int64_t n)
 {
-    const int64_t k = g->w->k, size = (int64_t)dtype_bytes(t);
-    const char *w = (const char *)g->w->data + (n0 / PANEL * PANEL * k + n0 % PANEL) * size;
-    struct operands o = {.a = x, .a_row = ldx, .a_k = 1, .b = w, .b_k = PANEL, .b_pair = PANEL * k};
+    const struct gemm_weight *g = p->g->w;
+    const int64_t size = (int64_t)dtype_bytes(t);
+    const char *w = (const char *)g->data + (n / PANEL * PANEL * g->k + n % PANEL + p->k0 * PANEL) * size;
+    struct operands o = {
+        .a = p->x + r0 * p->ldx, .a_row = p->ldx, .a_k = 1, .b = w, .b_k = PANEL, .b_pair = PANEL * g->k};
     v16 acc[TILE_ROWS * TILE_COLS];
+    gemm_begin(rows, cols, p, r0, n, acc);
     if (t != DT_FP8) {
-#pragma GCC unroll 32
-        for (int i = 0; i < rows * cols; i++)
-            acc[i] = v_zero();
-        tile_chain(rows, cols, t, k, &o, -1, acc);
+        tile_chain(rows, cols, t, p->k1 - p->k0, &o, -1, acc);
     } else {
-        v16 total[TILE_ROWS * TILE_COLS];
-        int64_t blocks = ceil_div(k, FP8_BLOCK);
-        for (int i = 0; i < rows * cols; i++)
-            total[i] = v_zero();
-        for (int64_t b = 0; b < blocks; b++) {
+        v16 t_b[TILE_ROWS * TILE_COLS];
+        int64_t blocks = ceil_div(g->k, FP8_BLOCK);
+        for (int64_t k = p->k0; k < p->k1; k += FP8_BLOCK) {
 #pragma GCC unroll 32
             for (int i = 0; i < rows * cols; i++)
-                acc[i] = v_zero();
-            o.a = x + b * FP8_BLOCK;
-            o.b = w + b * FP8_BLOCK * PANEL;
-            tile_chain(rows, cols, t, min_i64(FP8_BLOCK, k - b * FP8_BLOCK), &o, -1, acc);
+                t_b[i] = v_zero();
+            o.a = p->x + r0 * p->ldx + k - p->k0;
+            o.b = w + (k - p->k0) * PANEL;
+            tile_chain(rows, cols, t, min_i64(FP8_BLOCK, p->k1 - k), &o, -1, t_b);
 #pragma GCC unroll 8
             for (int v = 0; v < cols; v++) {
-                v16 scale = v_set(g->w->scales[(n0 + 16 * v) / FP8_BLOCK * blocks + b]);
+                v16 scale = v_set(g->scales[(n + 16 * v) / FP8_BLOCK * blocks + k / FP8_BLOCK]);
 #pragma GCC unroll 16
                 for (int r = 0; r < rows; r++)
-                    total[r * cols + v] = v_fma(acc[r * cols + v], scale, total[r * cols + v]);
+                    acc[r * cols + v] = v_fma(t_b[r * cols + v], scale, acc[r * cols + v]);
             }
         }
-#pragma GCC unroll 32
-        for (int i = 0; i < rows * cols; i++)
-            acc[i] = total[i];
     }
-#pragma GCC unroll 16
-    for (int r = 0; r < rows; r++)
-#pragma GCC unroll 8
-        for (int v = 0; v < cols; v++)
-            gemm_finish(g, m0 + r, n0 + 16 * v, acc[r * cols + v]);
+    gemm_end(rows, cols, p, r0, n, acc);
 }
 
 #define GEMM_DEFINE(rows, name, t)                                                                           \
-    static void gemm_##name##_##rows(const struct gemm *g, int64_t m0, const float *x, int64_t ldx,          \
-                                     int64_t n0)                                                             \
+    static void gemm_##name##_##rows(const struct gemm_pass *p, int64_t r0, int64_t n)                       \
     {                                                                                                        \
-        gemm_tile(rows, TILE_COLS, t, g, m0, x, ldx, n0);                                                    \
+        gemm_tile(rows, TILE_COLS, t, p, r0, n);                                                             \
     }
 #define GEMM_DEFINE_WIDE(rows, name, t)                                                                      \
-    static void gemm_##name##_wide_##rows(const struct gemm *g, int64_t m0, const float *x, int64_t ldx,     \
-                                          int64_t n0)                                                        \
+    static void gemm_##name##_wide_##rows(const struct gemm_pass *p, int64_t r0, int64_t n)                  \
     {                                                                                                        \
-        gemm_tile(rows, TILE_WIDE(rows), t, g, m0, x, ldx, n0);                                              \
+        gemm_tile(rows, TILE_WIDE(rows), t, p, r0, n);                                                       \
     }
 #define GEMM_NAME(rows, name)      gemm_##name##_##rows,
 #define GEMM_NAME_WIDE(rows, name) gemm_##name##_wide_##rows,
@@ -85,14 +74,14 @@ static gemm_fn *gemm_pick(enum dtype t, int64_t rows, bool wide)
 }
 
 // Rounded to bf16 where the weights are bf16 or FP8.
-static const float *gemm_operand(const struct gemm *g, int64_t m0, int64_t m, int thread, int64_t *ret_ldx)
+static const float *gemm_operand(const struct gemm *g, int64_t m0, int64_t m, int64_t k0, int64_t k1,
+                                 float *to, int64_t *ret_ldx)
 {
-    const float *x = g->x + m0 * g->ldx;
+    const float *x = g->x + m0 * g->ldx + k0;
+    const int64_t k = k1 - k0;
     *ret_ldx = g->ldx;
     if (g->w->dtype == DT_F32)
         return x;
-    int64_t k = g->w->k;
-    float *to = scratch_get(g->d, thread, (size_t)(m * k) * sizeof *to);
     for (int64_t r = 0; r < m; r++)
         for (int64_t i = 0; i < k; i += 16)
             v_store_n(to + r * k + i, v_round_bf16(v_load_n(x + r * g->ldx + i, min_i64(16, k - i))),
