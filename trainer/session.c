@@ -172,8 +172,11 @@ static enum status compute(struct session *s, const struct msg_prepare *p, uint6
     double seconds = (double)(clock_mono_ns(s->clock) - start) / 1e9;
     tokens = atomic_load(&t->done_tokens) - tokens;
     metrics_put(&done->result.metrics, "time/train", seconds);
-    if (seconds > 0)
+    if (seconds > 0) {
         metrics_put(&done->result.metrics, "perf/tokens_per_s", (double)tokens / seconds);
+        metrics_put(&done->result.metrics, "perf/train_gflops", done->result.flops / seconds / 1e9);
+        metrics_put(&done->result.metrics, "perf/mfu", done->result.flops / seconds / t->peak_flops);
+    }
     start = clock_mono_ns(s->clock);
     rc = publish_now(s, p->publish, err);
     if (rc)

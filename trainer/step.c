@@ -72,6 +72,20 @@ static enum status micro_alloc(struct work *w, int32_t rows, int32_t seqs, struc
     return STATUS_OK;
 }
 
+// The model's operations in the forward pass of the micro-batch (metrics.h).
+static double micro_flops(const struct work *w)
+{
+    const struct model_config *c = &w->t->model;
+    const struct batch *b = &w->micro.batch;
+    double keys = 0, targets = 0;
+    for (int32_t i = 0; i < b->n_seqs; i++)
+        keys += (double)b->seqs[i].n_rows * (b->seqs[i].n_rows + 1) / 2;
+    for (int32_t i = 0; i < b->n_rows; i++)
+        targets += w->micro.targets[i] >= 0;
+    return 2 * (w->t->matrix_parameters * b->n_rows + (double)(c->vocab * c->hidden) * targets) +
+           4 * (double)(c->n_layers * c->n_heads * c->head_dim) * keys;
+}
+
 // Lays out bin b of the packing and runs the layers.
 static void micro_forward(struct work *w, const struct packing *p, int32_t b)
 {
@@ -91,6 +105,7 @@ static void micro_forward(struct work *w, const struct packing *p, int32_t b)
     }
     m->batch = (struct batch){row, n_seqs, m->ids, m->pos, m->seqs};
     train_forward(w->t->train, w->t->weights, &m->batch);
+    w->metrics.flops += micro_flops(w);
     atomic_fetch_add(&w->t->done_tokens, row);
 }
 
@@ -251,8 +266,10 @@ static enum status gradient_pass(struct work *w, const struct packing *p, double
         if (rc)
             return rc;
         // nothing to learn from this micro-batch (zero advantages, all rejected): its gradient is exactly zero
-        if (any)
+        if (any) {
             train_backward_layers(t->train, t->weights, t->grads);
+            w->metrics.flops += 2 * micro_flops(w);
+        }
     }
     *ret_loss = total;
     return STATUS_OK;
@@ -464,6 +481,7 @@ enum status trainer_step(struct trainer *t, const struct msg_prepare *msg, struc
         w->metrics.tokens_trained = rejected ? 0 : w->prepared.n_trained;
         metrics_finish(&w->metrics, t->config, w->stage && w->stage->kind == RUN_STAGE_RL, msg->lr,
                        &ret->metrics);
+        ret->flops = w->metrics.flops;
         t->reset_pending = rejected && reset;
         t->step++;
         t->stage = rejected && rc != STATUS_NUMERIC ? t->stage : msg->stage;

@@ -13,6 +13,7 @@
 struct step_result {
     enum msg_outcome outcome;
     char reason[1024]; // when rejected
+    double flops;      // of the model, as metrics.h counts them
     struct metrics_list metrics;
 };
 

@@ -5,9 +5,13 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/cores.h"
 #include "base/file.h"
 #include "base/json.h"
+#include "kernels/peak.h"
 #include "model/folder.h"
+
+#define PEAK_REPETITIONS 20 // some six milliseconds
 
 static enum dtype dtype_of(int64_t d)
 {
@@ -111,6 +115,10 @@ enum status trainer_open(const struct run_config *c, const char *run_dir, struct
         trainer_close(t);
         return rc;
     }
+    for (int32_t i = 0; i < t->layout.n; i++)
+        if (t->layout.params[i].kind == PARAM_MATRIX)
+            t->matrix_parameters += (double)(t->layout.params[i].rows * t->layout.params[i].cols);
+    t->peak_flops = peak_flops(t->device, DT_F32, PEAK_REPETITIONS);
     *ret = t;
     return STATUS_OK;
 }

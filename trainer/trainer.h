@@ -37,6 +37,8 @@ struct trainer {
     struct arena arena;
     _Atomic bool cancel; // set from any thread: the step under way is abandoned between two micro-batches
     _Atomic int64_t done_tokens; // rows computed so far, for PONG
+    double matrix_parameters;    // in the layers' products
+    double peak_flops;           // of the device in f32, as measured when the trainer opened (kernels/peak.h)
 };
 
 // run_dir "" = no run directory (tests, benchmarks). Opens the device and the model's shape (model.path or the run's YAML with the

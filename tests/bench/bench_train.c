@@ -2,7 +2,7 @@
 // one step of SmolLM2-135M's shapes on random weights: 16 sequences of 1,024 tokens, every position trained, bf16, AdamW.
 //
 //   bench_train [--row step|memory|mfu] [--serve] [--dtype f32|bf16] [--threads N] [--isa NAME] [--steps N]
-//               [--sequences N] [--length N] [--micro N] [--recompute none|mlp|layer] [--layers N] [quickstart|smollm2]
+//               [--sequences N] [--length N] [--micro N] [--recompute none|layer] [--layers N] [quickstart|smollm2]
 //
 // step    trained tokens per second;  memory  peak resident bytes of this process (VmHWM);  mfu  the model's floating-point
 // operations per second, beside the peak of f32 multiply-adds measured in the same run (peaks.h; AMX where the class has it).
@@ -277,7 +277,7 @@ static void config_init(struct run_config *c)
 {
     c->seed = 1;
     c->trainer.dtype = RUN_BF16;
-    c->trainer.recompute = true;
+    c->trainer.recompute = false;
     snprintf(c->trainer.isa, sizeof c->trainer.isa, "auto");
     c->n_stages = 1;
     c->stages[0] = (struct run_stage){

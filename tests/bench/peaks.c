@@ -7,94 +7,23 @@
 #include <string.h>
 
 #include "base/clock.h"
-
-#define CHAINS 24 // independent accumulators: latency times throughput, twice over
+#include "kernels/peak.h"
 
 static double now(void)
 {
     return (double)clock_mono_ns(clock_system()) * 1e-9;
 }
 
-// ---- arithmetic ------------------------------------------------------------------------------------------------------
-
-#if defined(__x86_64__)
-typedef float wide __attribute__((vector_size(64)));
-typedef float narrow __attribute__((vector_size(32)));
-
-// n rounds of one instruction over a set of accumulators; what comes out depends on all of them.
-#define LOOP_DEFINE(name, isa, type, chains, instruction)                                                    \
-    __attribute__((target(isa))) static float name(int64_t n)                                                \
-    {                                                                                                        \
-        type a[chains] = {{0}}, x = {1.0f}, y = {0.5f};                                                      \
-        for (int64_t i = 0; i < n; i++)                                                                      \
-            _Pragma("GCC unroll 32") for (int j = 0; j < chains; j++) __asm__ volatile(                      \
-                instruction " %1, %2, %0" : "+v"(a[j]) : "v"(x), "v"(y));                                    \
-        float s = 0;                                                                                         \
-        _Pragma("GCC unroll 32") for (int j = 0; j < chains; j++) s += a[j][0];                              \
-        return s;                                                                                            \
-    }
-LOOP_DEFINE(fma_wide, "avx512f", wide, CHAINS, "vfmadd231ps")
-LOOP_DEFINE(fma_narrow, "avx2,fma", narrow, CHAINS / 2, "vfmadd231ps")
-LOOP_DEFINE(dot_wide, "avx512f,avx512bf16", wide, CHAINS, "vdpbf16ps")
-#endif
-
-struct loop {
-    float (*fn)(int64_t n);
-    int64_t n;
-    volatile float sink;
-};
-
-static float scalar_chains(int64_t n)
-{
-    volatile float x = 1.0f;
-    float a[8] = {0}, y = x;
-    for (int64_t i = 0; i < n; i++)
-        for (int j = 0; j < 8; j++)
-            a[j] = __builtin_fmaf(y, y, a[j]);
-    return a[0] + a[1] + a[2] + a[3] + a[4] + a[5] + a[6] + a[7];
-}
-
-static void loop_task(void *ctx, int task, int thread)
-{
-    (void)task;
-    (void)thread;
-    struct loop *l = ctx;
-    l->sink = l->fn(l->n);
-}
-
-// flops: of one round on one thread.
-static double loop_peak(struct device *d, float (*fn)(int64_t), double flops)
-{
-    struct loop l = {.fn = fn, .n = 100000};
-    int threads = pool_threads(d->pool);
-    double best = 0;
-    for (int i = 0; i < 60; i++) {
-        double t0 = now();
-        pool_run(d->pool, threads, loop_task, &l);
-        double rate = flops * (double)l.n * threads / (now() - t0);
-        best = rate > best ? rate : best;
-    }
-    return best;
-}
+#define REPETITIONS 60
 
 double peak_fma(struct device *d)
 {
-#if defined(__x86_64__)
-    if (d->isa >= ISA_AVX512)
-        return loop_peak(d, fma_wide, 2.0 * 16 * CHAINS);
-    if (d->isa == ISA_AVX2)
-        return loop_peak(d, fma_narrow, 2.0 * 8 * CHAINS / 2);
-#endif
-    return loop_peak(d, scalar_chains, 2.0 * 8);
+    return peak_flops(d, DT_F32, REPETITIONS);
 }
 
 double peak_bf16(struct device *d)
 {
-#if defined(__x86_64__)
-    if (d->isa >= ISA_AVX512BF16)
-        return loop_peak(d, dot_wide, 4.0 * 16 * CHAINS);
-#endif
-    return peak_fma(d);
+    return peak_flops(d, DT_BF16, REPETITIONS);
 }
 
 // ---- memory ----------------------------------------------------------------------------------------------------------

@@ -7,12 +7,13 @@ scaled_dot_product_attention(is_causal), the fused RMSNorm and AdamW, the three 
 input as one, and a cross entropy over chunks of rows that takes the gradient of the logits in the same pass (so that logits
 are neither stored nor computed twice).
 
-  torch_train.py --serve [--metric speed|memory] [--mode eager|compile|auto] [--micro N] [--lean] [--threads N]
+  torch_train.py step|memory --serve [--mode auto|eager|compile] [--micro N] [--lean] [--pure] [--threads N] [--models DIR]
   torch_train.py --explore      tokens per second and peak memory of each configuration, each in a process of its own
 
 The protocol on stdin and stdout is the one of `ooze bench`: a line {"ready": true, …}, then one measured step for each line
-"run". --mode auto tries what --explore tries on one micro-batch and serves with the fastest. --lean: checkpointed layers
-(recomputation), the leanest configuration. --pure: parameters and moments in bf16 (for information: another algorithm).
+"run". --mode auto (the default) tries FAST below on one micro-batch each, serves with the fastest and remembers it in
+DIR/torch_train.json (delete the file to have it tried again). --lean: checkpointed layers (recomputation), the leanest
+configuration; the memory row reports its peak beside. --pure: parameters and moments in bf16 (for information: another algorithm).
 """
 import argparse
 import json
@@ -29,8 +30,8 @@ def arguments():
     p.add_argument("--serve", action="store_true")
     p.add_argument("--explore", action="store_true")
     p.add_argument("--trial", action="store_true", help="one configuration, one micro-batch: a line of JSON")
-    p.add_argument("--metric", choices=["speed", "memory"], default="speed")
-    p.add_argument("--mode", choices=["eager", "compile", "auto"], default="eager")
+    p.add_argument("row", nargs="?", choices=["step", "memory"], default="step")
+    p.add_argument("--mode", choices=["eager", "compile", "auto"], default="auto")
     p.add_argument("--micro", type=int, default=1, help="sequences in a micro-batch")
     p.add_argument("--sequences", type=int, default=16)
     p.add_argument("--length", type=int, default=1024)
@@ -39,7 +40,7 @@ def arguments():
     p.add_argument("--lean", action="store_true")
     p.add_argument("--pure", action="store_true")
     p.add_argument("--chunk", type=int, default=512, help="rows of logits alive at once")
-    p.add_argument("--models", help="unused: weights are random")
+    p.add_argument("--models", help="folder to remember the fastest configuration in; weights are random")
     return p.parse_args()
 
 
@@ -201,20 +202,43 @@ def trials(a, configurations):
     return out
 
 
-FAST = [["--mode", m, "--micro", n] for m in ("eager", "compile") for n in ("1", "2", "4")]
-INFORMATION = [["--mode", "eager", "--micro", "1", "--lean"], ["--mode", "eager", "--micro", "2", "--pure"]]
+FAST = [["--mode", m, "--micro", n] for m, n in (("compile", "1"), ("compile", "2"), ("compile", "4"), ("eager", "2"))]
+LEAN = [["--mode", "eager", "--micro", "1", "--lean"]]
+INFORMATION = [["--mode", "eager", "--micro", "1"], ["--mode", "eager", "--micro", "4"]] + LEAN + [
+    ["--mode", "compile", "--micro", "2", "--pure"]]
+
+
+def fastest(a):
+    """The trials of FAST, and of LEAN where memory is asked for, from the file if the same torch wrote it."""
+    import importlib.metadata
+    key = f"torch {importlib.metadata.version('torch')}, {a.threads} threads, {a.sequences} x {a.length}"
+    path = os.path.join(a.models, "torch_train.json") if a.models else None
+    known = {}
+    if path and os.path.exists(path):
+        with open(path) as f:
+            known = json.load(f)
+    found = known.get(key, {})
+    for name, configurations in (("fast", FAST), ("lean", LEAN if a.row == "memory" else [])):
+        if configurations and name not in found:
+            found[name] = max(trials(a, configurations), key=lambda t: t["tokens_per_s"])
+    if path:
+        known[key] = found
+        with open(path, "w") as f:
+            json.dump(known, f, indent=1)
+    return found
 
 
 def serve(a):
-    chosen = None
+    found = {}
     if a.mode == "auto":
-        chosen = max(trials(a, FAST), key=lambda t: t["tokens_per_s"])
-        a.mode, a.micro = chosen["mode"], chosen["micro"]
+        found = fastest(a)
+        a.mode, a.micro = found["fast"]["mode"], found["fast"]["micro"]
     torch, micro_batch, update, step, ids = build(a)
     step(a.micro)  # threads, compiler, allocator
-    print(json.dumps({"ready": True, "peer": f"torch {torch.__version__} {a.mode}{' pure bf16' if a.pure else ''}"
+    print(json.dumps({"ready": True, "name": f"torch {torch.__version__} {a.mode}{' pure bf16' if a.pure else ''}"
                       f"{' checkpointed' if a.lean else ''}, {a.micro} sequences a micro-batch",
-                      "threads": torch.get_num_threads()}), flush=True)
+                      "threads": torch.get_num_threads(), "leanest_bytes": found.get("lean", {}).get("peak_bytes")}),
+          flush=True)
     for line in sys.stdin:
         if line.strip() == "quit":
             break
@@ -224,7 +248,7 @@ def serve(a):
         loss = step()
         seconds = time.perf_counter() - start
         rate, peak = a.sequences * a.length / seconds, peak_bytes()
-        print(json.dumps({"value": rate if a.metric == "speed" else peak, "tokens_per_s": rate, "peak_bytes": peak,
+        print(json.dumps({"value": rate if a.row == "step" else peak, "tokens_per_s": rate, "peak_bytes": peak,
                           "seconds": seconds, "loss": loss}), flush=True)
 
 

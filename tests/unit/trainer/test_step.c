@@ -116,6 +116,28 @@ static void test_gradient_by_differences(void **state)
     free(c);
 }
 
+// Forward and backward of the whole step as metrics.h counts them.
+static double step_flops(const struct trainer *t, const struct msg_prepare *m)
+{
+    double matrices = 0, flops = 0;
+    for (int32_t i = 0; i < t->layout.n; i++)
+        if (strstr(t->layout.params[i].name, "_proj.weight"))
+            matrices += (double)(t->layout.params[i].rows * t->layout.params[i].cols);
+    for (int32_t i = 0, at = 0; i < m->n_members; at += m->members[i++].n_tokens) {
+        int32_t last = 0, targets = 0; // rows after the last trained token are not computed
+        for (int32_t k = 1; k < m->members[i].n_tokens; k++)
+            if (m->mask[at + k]) {
+                targets++;
+                last = k;
+            }
+        for (int32_t row = 0; row < last; row++)
+            flops += 2 * matrices + 4.0 * (double)(t->model.n_layers * t->model.n_heads * t->model.head_dim) *
+                                        (row + 1);
+        flops += 2.0 * (double)(t->model.vocab * t->model.hidden) * targets;
+    }
+    return 3 * flops;
+}
+
 static void test_learns_and_is_deterministic(void **state)
 {
     (void)state;
@@ -134,6 +156,7 @@ static void test_learns_and_is_deterministic(void **state)
             s.msg.stage_first = k == 0;
             struct step_result *r = run_step(t, &s.msg);
             assert_int_equal(r->outcome, STEP_APPLIED);
+            assert_true(fabs(r->flops / step_flops(t, &s.msg) - 1) < 1e-12);
             after = tiny_metric(r, "train/loss");
             before = k ? before : after;
         }
