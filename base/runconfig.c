@@ -56,6 +56,7 @@ static const char *const on_stales[] = {"wait", "drop", NULL};
 static const char *const stage_kinds[] = {"sft", "rl", NULL};
 static const char *const kv_dtypes[] = {"auto", "f32", "bf16", "fp8", NULL};
 static const char *const kv_on_refits[] = {"keep", "recompute", NULL};
+static const char *const recomputes[] = {"false", "true", "auto", NULL};
 static const char *const numerics[] = {"strict", "relaxed", NULL};
 static const char *const archs[] = {"", "llama", "qwen2", "qwen3", NULL};
 static const char *const templates[] = {"auto", "chatml", "llama3", "qwen", "glm", "tiny", NULL};
@@ -218,8 +219,10 @@ static const struct config_field run_fields[] = {
          "Working weights and inputs of matrix products; master weights are always f32."),
     INT(trainer.micro_batch_tokens, 16, 1 << 22, "8192",
         "Tokens that the trainer packs into one pass; at least the longest sequence of any stage."),
-    BOOL(trainer.recompute, "true",
-         "Recompute a layer's activations in the backward pass instead of keeping them."),
+    ENUM(trainer.recompute, recomputes, "auto",
+         "Recompute a layer's activations in the backward pass (`true`) instead of keeping them (`false`): a "
+         "quarter more "
+         "work, the same bits. `auto` keeps them while they fill at most a quarter of the host's memory."),
     INT(trainer.checkpoint_every, 1, BILLION, "20",
         "Steps between checkpoints; the end of a stage always writes one."),
     INT(trainer.keep_last, 1, 250, "2", "Newest checkpoints kept on disk."), // TRAINER_CHECKPOINTS

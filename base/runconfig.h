@@ -30,6 +30,7 @@ enum run_on_stale { RUN_STALE_WAIT, RUN_STALE_DROP };
 enum run_stage_kind { RUN_STAGE_SFT, RUN_STAGE_RL };
 enum run_kv_on_refit { RUN_KV_KEEP, RUN_KV_RECOMPUTE };
 enum run_kv_dtype { RUN_KV_DTYPE_AUTO, RUN_KV_DTYPE_F32, RUN_KV_DTYPE_BF16, RUN_KV_DTYPE_FP8 };
+enum run_recompute { RUN_RECOMPUTE_FALSE, RUN_RECOMPUTE_TRUE, RUN_RECOMPUTE_AUTO };
 enum run_denominator { RUN_DENOM_ALL, RUN_DENOM_KEPT };
 enum run_numerics { RUN_NUMERICS_STRICT, RUN_NUMERICS_RELAXED };
 enum run_old_logprob {
@@ -129,7 +130,7 @@ struct run_config {
         int64_t threads;
         int64_t dtype; // working weights and matmul inputs: f32 or bf16 (master weights are always f32)
         int64_t micro_batch_tokens;
-        bool recompute;           // activations of a layer are recomputed in the backward pass
+        int64_t recompute;        // enum run_recompute: activations of a layer in the backward pass
         int64_t checkpoint_every; // steps; a stage's end always writes one
         int64_t keep_last;
         bool keep_best;       // by eval

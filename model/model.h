@@ -80,6 +80,9 @@ enum status train_open(struct device *d, const struct model_config *c, const str
                        enum dtype weights_dtype, enum dtype kv_dtype, int32_t max_tokens, bool recompute,
                        struct train **ret, struct error *err) OOZE_MUST_USE;
 void train_close(struct train *t);
+// Bytes of activations and working memory that train_open allocates; 0 for an unknown architecture.
+size_t train_bytes(const struct model_config *c, enum dtype weights_dtype, int32_t max_tokens,
+                   bool recompute);
 
 // Packed sequences: seqs[i].row0/n_rows, pos0 = 0, pages ignored. Saves what the backward pass needs.
 void train_forward(struct train *t, const struct weights *w, const struct batch *b);

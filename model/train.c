@@ -100,6 +100,16 @@ enum status train_open(struct device *d, const struct model_config *c, const str
     return STATUS_OK;
 }
 
+size_t train_bytes(const struct model_config *c, enum dtype weights_dtype, int32_t max_tokens, bool recompute)
+{
+    struct train t = {.c = *c, .dtype = weights_dtype, .recompute = recompute, .max_tokens = max_tokens};
+    struct carve count = {0};
+    if (!arch_find(c->arch))
+        return 0;
+    arrays_carve(&t, &count);
+    return (size_t)count.used * sizeof(float);
+}
+
 void train_close(struct train *t)
 {
     if (!t)

@@ -4,6 +4,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "base/cores.h"
 #include "base/file.h"
@@ -165,6 +166,15 @@ enum status trainer_restart(struct trainer *t, struct error *err)
     return STATUS_OK;
 }
 
+// trainer.recompute: bits are the same either way, so what the host has may decide.
+static bool recomputes(const struct trainer *t, int32_t rows)
+{
+    if (t->config->trainer.recompute != RUN_RECOMPUTE_AUTO)
+        return t->config->trainer.recompute == RUN_RECOMPUTE_TRUE;
+    double host = (double)sysconf(_SC_PHYS_PAGES) * (double)sysconf(_SC_PAGE_SIZE);
+    return (double)train_bytes(&t->model, trainer_dtype(t->config), rows, false) > host / 4;
+}
+
 enum status trainer_reserve(struct trainer *t, int32_t rows, struct error *err)
 {
     int32_t budget = (int32_t)t->config->trainer.micro_batch_tokens, want = 256;
@@ -179,7 +189,7 @@ enum status trainer_reserve(struct trainer *t, int32_t rows, struct error *err)
     t->train_rows = 0;
     enum status rc = train_open(t->device, &t->model, &t->layout, trainer_dtype(t->config),
                                 kv_dtype_choose(run_kv_choice(t->config), trainer_dtype(t->config)), want,
-                                t->config->trainer.recompute, &t->train, err);
+                                recomputes(t, want), &t->train, err);
     if (rc)
         return error_prefix(err, "micro-batches of %d tokens (trainer.micro_batch_tokens, trainer.recompute)",
                             want);

@@ -277,7 +277,7 @@ static void config_init(struct run_config *c)
 {
     c->seed = 1;
     c->trainer.dtype = RUN_BF16;
-    c->trainer.recompute = false;
+    c->trainer.recompute = RUN_RECOMPUTE_FALSE;
     snprintf(c->trainer.isa, sizeof c->trainer.isa, "auto");
     c->n_stages = 1;
     c->stages[0] = (struct run_stage){
@@ -310,7 +310,7 @@ static bool option(struct bench *b, const char *name, const char *value)
     else if (strcmp(name, "--micro") == 0)
         b->shape.micro_batch_tokens = atoi(value);
     else if (strcmp(name, "--recompute") == 0)
-        c->trainer.recompute = strcmp(value, "none") != 0;
+        c->trainer.recompute = strcmp(value, "none") != 0 ? RUN_RECOMPUTE_TRUE : RUN_RECOMPUTE_FALSE;
     else if (strcmp(name, "--row") == 0)
         for (int i = 0; i < 3; i++)
             b->row = strcmp(value, row_names[i]) == 0 ? (enum row)i : b->row;
