@@ -6,12 +6,13 @@
 //      fields (fn, ctx, n_tasks) are written only while open and left are 0, and read only between taking a task and giving it
 //      back. Any worker may take a task of any loop: a late one that finds the next loop open helps with that.
 //   2. `left` counts the tasks that have not returned; it reaches 0 exactly when all have, and pool_run returns then.
-//   3. Idle spinning is bounded (SPIN rounds), then the thread sleeps on a condition variable. No wake-up is lost: the
+//   3. Idle spinning is bounded (`spin` rounds), then the thread sleeps on a condition variable. No wake-up is lost: the
 //      sleeper announces itself (`sleepers`, `waiting`) before it looks at open or left a last time, the other side changes
 //      open or left before it looks for sleepers, and all four accesses are sequentially consistent.
 #include "base/pool.h"
 
 #include <pthread.h>
+#include <sched.h>
 #include <stdatomic.h>
 #include <stdbool.h>
 #include <stdlib.h>
@@ -21,7 +22,7 @@
 
 #include "base/mem.h"
 
-#define SPIN 2000
+#define SPIN 2000 // pauses of some 40 cycles: 20 microseconds
 
 struct worker {
     struct pool *pool;
@@ -31,6 +32,8 @@ struct worker {
 
 struct pool {
     int n_threads;
+    int spin;               // rounds before sleeping
+    int caller_cpu;         // of thread 0; -1 = not pinned
     struct worker *workers; // n_threads - 1 of them
     pthread_mutex_t lock;
     pthread_cond_t wake, done;
@@ -78,7 +81,7 @@ static void run_tasks(struct pool *p, int thread)
 // Returns when tasks are open, or false: the pool closes.
 static bool worker_wait(struct pool *p)
 {
-    for (int i = 0; i < SPIN; i++) {
+    for (int i = 0; i < p->spin; i++) {
         if (atomic_load(&p->open))
             return true;
         pause_cpu();
@@ -102,12 +105,20 @@ static void *worker_main(void *arg)
     return NULL;
 }
 
+static int cores(void)
+{
+    cpu_set_t set;
+    return sched_getaffinity(0, sizeof set, &set) == 0 ? CPU_COUNT(&set) : 1024;
+}
+
 enum status pool_open(int n_threads, struct pool **ret_pool, struct error *err)
 {
     if (n_threads < 1 || n_threads > 1024)
         return error_set(err, STATUS_RANGE, "a pool needs 1 to 1024 threads, not %d", n_threads);
     struct pool *p = mem_must(1, sizeof *p);
     p->n_threads = 1;
+    p->caller_cpu = -1;
+    p->spin = n_threads <= cores() ? SPIN : 1;
     p->workers = mem_must((size_t)n_threads, sizeof *p->workers);
     pthread_mutex_init(&p->lock, NULL);
     pthread_cond_init(&p->wake, NULL);
@@ -143,6 +154,38 @@ void pool_close(struct pool *p)
     free(p);
 }
 
+static enum status thread_pin(pthread_t thread, int cpu, int index, struct error *err)
+{
+    cpu_set_t set;
+    CPU_ZERO(&set);
+    CPU_SET((size_t)cpu, &set);
+    int rc = pthread_setaffinity_np(thread, sizeof set, &set);
+    return rc ? error_errno(err, rc, "pinning thread %d to CPU %d", index, cpu) : STATUS_OK;
+}
+
+enum status pool_pin(struct pool *p, const int *cpus, int n, struct error *err)
+{
+    enum status rc = STATUS_OK;
+    if (n == 0)
+        return STATUS_OK;
+    if (n != p->n_threads)
+        return error_set(err, STATUS_INVALID, "%d CPUs for %d threads", n, p->n_threads);
+    for (int i = 0; i < n && !rc; i++)
+        if (cpus[i] < 0 || cpus[i] >= CPU_SETSIZE)
+            rc = error_set(err, STATUS_RANGE, "CPU %d", cpus[i]);
+    for (int i = 1; i < n && !rc; i++)
+        rc = thread_pin(p->workers[i - 1].thread, cpus[i], i, err);
+    if (!rc)
+        p->caller_cpu = cpus[0];
+    return rc;
+}
+
+enum status pool_adopt(struct pool *p, struct error *err)
+{
+    pool_thread_init();
+    return p->caller_cpu < 0 ? STATUS_OK : thread_pin(pthread_self(), p->caller_cpu, 0, err);
+}
+
 int pool_threads(const struct pool *p)
 {
     return p ? p->n_threads : 1;
@@ -170,7 +213,7 @@ void pool_run(struct pool *p, int n_tasks, void (*fn)(void *ctx, int task, int t
         pthread_mutex_unlock(&p->lock);
     }
     run_tasks(p, 0);
-    for (int i = 0; i < SPIN && atomic_load(&p->left); i++)
+    for (int i = 0; i < p->spin && atomic_load(&p->left); i++)
         pause_cpu();
     if (!atomic_load(&p->left))
         return;

@@ -192,7 +192,13 @@ static const struct config_field run_fields[] = {
     CHOICE(model.chat_template, templates, "auto",
            "Chat template; `auto` = recognised from the model folder, `tiny` with the byte tokenizer."),
     INT(rollout.engines, 1, RUNCONFIG_ENGINES, "1", "Engine processes that this host starts."),
-    INT(rollout.threads, 0, 1024, "0", "Threads of each engine; 0 = share the cores of the host."),
+    INT(rollout.threads, 0, 1024, "0",
+        "Threads of each engine; 0 = its share of the host's cores: of those that the trainer leaves, or of "
+        "all when the two "
+        "take turns (sft, max_lag 0)."),
+    TEXT(rollout.pin, 0, "off",
+         "Pin the engines' threads: `off`, `auto` (to the cores behind the trainer's) or CPUs like `4-7,12`, "
+         "counted through all engines."),
     ENUM(rollout.dtype, dtypes, "fp8", "Weights that the engines sample from."),
     ENUM(rollout.kv_dtype, kv_dtypes, "auto",
          "Keys and values, in the engines and in the trainer's forward pass: `auto` = bf16 beside bf16 "
@@ -214,7 +220,12 @@ static const struct config_field run_fields[] = {
         "RUN/engine-N.http."),
     INT(rollout.flush_tokens, 1, 4096, "16",
         "Sampled tokens of a job that leave the engine together, at most."),
-    INT(trainer.threads, 0, 1024, "0", "Threads of the trainer; 0 = share the cores of the host."),
+    INT(trainer.threads, 0, 1024, "0",
+        "Threads of the trainer; 0 = its share of the host's cores: half of them, rounded up, or all when it "
+        "and the "
+        "engines take turns (sft, max_lag 0)."),
+    TEXT(trainer.pin, 0, "off",
+         "Pin the trainer's threads: `off`, `auto` (to the first cores) or CPUs like `0-3,8`."),
     ENUM(trainer.dtype, train_dtypes, "bf16",
          "Working weights and inputs of matrix products; master weights are always f32."),
     INT(trainer.micro_batch_tokens, 16, 1 << 22, "8192",

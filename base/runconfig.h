@@ -19,6 +19,7 @@
 #define RUNCONFIG_SPECIALS 32
 #define RUNCONFIG_ARGV     16
 #define RUNCONFIG_ENGINES  64
+#define RUNCONFIG_PIN      256
 
 enum run_dtype { RUN_F32, RUN_BF16, RUN_FP8 };
 enum run_loss { RUN_LOSS_TWO_SIDED_IS, RUN_LOSS_ICEPOP, RUN_LOSS_PPO_CLIP, RUN_LOSS_SFT };
@@ -112,10 +113,11 @@ struct run_config {
     char run_dir[RUNCONFIG_PATH]; // default runs/<name>
     struct run_model model;
     struct {
-        int64_t engines;   // how many ooze-rollout processes this host starts
-        int64_t threads;   // of each; 0 = share the host's cores
-        int64_t dtype;     // enum run_dtype of the weights, default fp8
-        int64_t kv_tokens; // capacity of the KV cache, in tokens
+        int64_t engines;         // how many ooze-rollout processes this host starts
+        int64_t threads;         // of each; 0 = its share of the host's cores (cores.h)
+        char pin[RUNCONFIG_PIN]; // off | auto | CPUs like "0-3,8"
+        int64_t dtype;           // enum run_dtype of the weights, default fp8
+        int64_t kv_tokens;       // capacity of the KV cache, in tokens
         int64_t page_tokens;
         int64_t max_batch_tokens; // token budget of one step (decode + prefill chunks)
         int64_t max_running;      // sequences at once
@@ -127,7 +129,8 @@ struct run_config {
         int64_t flush_tokens;     // tokens of a job sent together at most
     } rollout;
     struct {
-        int64_t threads;
+        int64_t threads; // 0 = its share of the host's cores (cores.h)
+        char pin[RUNCONFIG_PIN];
         int64_t dtype; // working weights and matmul inputs: f32 or bf16 (master weights are always f32)
         int64_t micro_batch_tokens;
         int64_t recompute;        // enum run_recompute: activations of a layer in the backward pass

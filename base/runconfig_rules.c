@@ -2,6 +2,8 @@
 // runconfig.h. Pure functions, any thread.
 #include "base/runconfig_rules.h"
 
+#include "base/cores.h"
+
 #include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
@@ -236,9 +238,20 @@ static void check_task(struct rules *r, struct run_task *t)
         fail(r, t->command, "tasks.%s.command: the program is empty", t->name);
 }
 
+// Whether this host has the CPUs is asked where the threads start: the file may have been written elsewhere.
+static void check_pin(struct rules *r, const char *key, const char *pin)
+{
+    struct cores_list l;
+    struct error err;
+    if (*pin && strcmp(pin, "off") != 0 && strcmp(pin, "auto") != 0 && cores_parse(pin, &l, &err))
+        fail(r, pin, "%s: %s; or off, or auto", key, err.text);
+}
+
 static void check_processes(struct rules *r)
 {
     struct run_config *c = r->c;
+    check_pin(r, "trainer.pin", c->trainer.pin);
+    check_pin(r, "rollout.pin", c->rollout.pin);
     int64_t page = c->rollout.page_tokens;
     if (page & (page - 1))
         fail(r, &c->rollout.page_tokens, "rollout.page_tokens: %lld is no power of two", (long long)page);

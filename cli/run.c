@@ -7,6 +7,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "base/cores.h"
 #include "base/file.h"
 #include "base/mem.h"
 #include "cli/command.h"
@@ -48,6 +49,21 @@ int run_supervised(const char *command, const char *run_dir, const struct run_co
     return EXIT_DONE;
 }
 
+// Trainer and engines would find out themselves, but only after the run directory is there.
+static enum status check_cores(const struct run_config *c, struct error *err)
+{
+    struct cores_share *share = mem_must(1, sizeof *share);
+    struct cores_list allowed;
+    cores_allowed(&allowed);
+    enum status rc = cores_for_trainer(c, &allowed, share, err);
+    for (int i = 0; i < c->rollout.engines && !rc; i++)
+        rc = cores_for_engine(c, &allowed, i, share, err);
+    if (!rc && *share->warning)
+        fprintf(stderr, "ooze run: %s\n", share->warning);
+    free(share);
+    return rc;
+}
+
 int command_run(int argc, char **argv)
 {
     bool dry = false, quiet = false;
@@ -78,6 +94,8 @@ int command_run(int argc, char **argv)
         fwrite(out.data, 1, out.len, stdout);
         buf_done(&out);
         rc = EXIT_DONE;
+    } else if (check_cores(c, &err)) {
+        fprintf(stderr, "ooze run: %s\n", err.text);
     } else {
         char real[RUNCONFIG_PATH];
         rc =

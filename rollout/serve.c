@@ -11,6 +11,7 @@
 #include <sys/prctl.h>
 #include <unistd.h>
 
+#include "base/cores.h"
 #include "base/file.h"
 #include "base/log.h"
 #include "base/runconfig.h"
@@ -190,7 +191,6 @@ static enum status worker_config_from_run(const struct run_config *c, struct wor
     if (st != STATUS_OK)
         return st;
     ret->isa = c->trainer.isa;
-    ret->threads = (int)c->rollout.threads;
     ret->dtype = dtypes[c->rollout.dtype];
     ret->engine = (struct engine_config){
         .kv_tokens = (int32_t)c->rollout.kv_tokens,
@@ -291,11 +291,34 @@ static enum status open_client(struct serve *s, const struct options *o, const s
     return st;
 }
 
+// On the run's host beside its trainer and other engines; an engine that joined from another host has that to itself.
+static enum status share_cores(const struct options *o, const struct run_config *c, struct cores_share *ret,
+                               struct error *err)
+{
+    struct cores_list allowed;
+    int index = 0;
+    cores_allowed(&allowed);
+    if (o->connect) {
+        ret->threads = (int)(c->rollout.threads ? c->rollout.threads : allowed.n);
+        return STATUS_OK;
+    }
+    sscanf(o->name, "engine-%d", &index);
+    enum status st = cores_for_engine(c, &allowed, index, ret, err);
+    if (st == STATUS_OK && *ret->warning)
+        log_event(LOG_WARN, "oversubscribed", "cause=\"%s\"", ret->warning);
+    return st;
+}
+
 static enum status serve_config(const struct options *o, const struct run_config *c, struct error *err)
 {
     struct serve s = {0};
     struct worker_config w = {0};
+    struct cores_share *share = mem_must(1, sizeof *share);
     enum status st = worker_config_from_run(c, &w, err);
+    if (st == STATUS_OK)
+        st = share_cores(o, c, share, err);
+    w.threads = share->threads;
+    w.pin = share->pin.n ? share->pin.cpus : NULL;
     if (st == STATUS_OK)
         st = open_loop(&s, !o->connect, err);
     if (st == STATUS_OK)
@@ -307,6 +330,7 @@ static enum status serve_config(const struct options *o, const struct run_config
     if (st == STATUS_OK)
         st = run_until_stopped(&s, err);
     serve_close(&s);
+    free(share);
     return st;
 }
 
@@ -332,8 +356,6 @@ enum status serve_model(const struct options *o, struct error *err)
     struct serve s = {.starting = true, .port_file = o->port_file};
     struct worker_config w = {.isa = o->isa, .threads = o->threads, .dtype = o->dtype, .engine = o->engine};
     struct worker_load load = {.version = 0, .folder = true};
-    if (w.threads == 0)
-        w.threads = 2 * worker_half_of_cores(); // nobody shares this host with us
     enum status st = model_config_read(o->model_dir, &w.model, err);
     if (st == STATUS_OK && snprintf(load.path, sizeof load.path, "%s", o->model_dir) >= (int)sizeof load.path)
         st = error_set(err, STATUS_LIMIT, "the path of the model is too long");

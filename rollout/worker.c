@@ -3,7 +3,6 @@
 
 #include <errno.h>
 #include <pthread.h>
-#include <sched.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
@@ -201,13 +200,6 @@ const char *worker_device_name(const struct worker *w)
     return w->device->name;
 }
 
-int worker_half_of_cores(void)
-{
-    cpu_set_t set;
-    int n = sched_getaffinity(0, sizeof set, &set) == 0 ? CPU_COUNT(&set) : 1;
-    return n / 2 > 1 ? n / 2 : 1;
-}
-
 // ---- compute thread -----------------------------------------------------------------------------------------------------
 
 static void run_trace(struct worker *w, struct worker_trace *t)
@@ -367,7 +359,9 @@ static void *compute(void *arg)
 {
     struct worker *w = arg;
     const struct clock *clock = w->config.engine.clock;
-    pool_thread_init();
+    struct error pinned;
+    if (pool_adopt(w->device->pool, &pinned) != STATUS_OK)
+        fail(w, &pinned);
     while (wait_for_work(w)) {
         for (size_t i = 0; i < w->taken.n; i++)
             run_command(w, &w->taken.v[i]);
@@ -430,8 +424,9 @@ enum status worker_open(const struct worker_config *c, struct worker **ret, stru
     pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
     pthread_cond_init(&w->wake, &attr);
     pthread_condattr_destroy(&attr);
-    enum status st =
-        device_open("cpu", c->isa, c->threads > 0 ? c->threads : worker_half_of_cores(), &w->device, err);
+    enum status st = device_open("cpu", c->isa, c->threads, &w->device, err);
+    if (st == STATUS_OK && c->pin)
+        st = pool_pin(w->device->pool, c->pin, pool_threads(w->device->pool), err);
     if (st == STATUS_OK)
         st = engine_open(w->device, &c->model, c->dtype, &w->config.engine, &w->engine, err);
     if (st == STATUS_OK) {

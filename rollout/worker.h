@@ -54,7 +54,8 @@ struct worker_trace {
 
 struct worker_config {
     const char *isa; // highest kernel class: "auto", …
-    int threads;     // of the compute thread's pool; 0 = half of the cores this process may use, at least 1
+    int threads;     // of the compute thread's pool; 0 = all cores this process may use
+    const int *pin;  // [threads] the CPUs they are pinned to, or NULL
     struct model_config model;
     enum dtype dtype; // of the weights
     struct engine_config engine;
@@ -100,8 +101,5 @@ int64_t worker_newest(struct worker *w);
 enum status worker_trace(struct worker *w, const struct msg_trace *m, struct error *err) OOZE_MUST_USE;
 
 void worker_stats(struct worker *w, struct worker_stats *ret);
-
-// Half of the cores this process may run on, at least 1.
-int worker_half_of_cores(void);
 
 #endif

@@ -9,6 +9,7 @@
 #include <sys/signalfd.h>
 #include <unistd.h>
 
+#include "base/cores.h"
 #include "base/file.h"
 #include "base/log.h"
 #include "base/mem.h"
@@ -180,6 +181,19 @@ static enum status read_run_id(const char *run_dir, char *ret, size_t n, struct 
     return rc;
 }
 
+// Also finds out whether the CPUs to pin to are there.
+static enum status warn_of_threads(const struct run_config *config, struct error *err)
+{
+    struct cores_share *share = mem_must(1, sizeof *share);
+    struct cores_list allowed;
+    cores_allowed(&allowed);
+    enum status rc = cores_for_trainer(config, &allowed, share, err);
+    if (!rc && *share->warning)
+        log_event(LOG_WARN, "oversubscribed", "cause=\"%s\"", share->warning);
+    free(share);
+    return rc;
+}
+
 static enum status serve_run(const struct options *o, const struct run_config *config, int stop_fd,
                              struct error *err)
 {
@@ -188,6 +202,8 @@ static enum status serve_run(const struct options *o, const struct run_config *c
     enum status rc = read_run_id(o->run_dir, run, sizeof run, err);
     if (!rc)
         rc = run_socket(o->run_dir, "orch", socket, sizeof socket, err);
+    if (!rc)
+        rc = warn_of_threads(config, err);
     if (!rc)
         rc = session_open(config, o->run_dir, run, "/dev/shm", clock_system(), &session, err);
     if (rc)

@@ -95,7 +95,15 @@ enum status trainer_open(const struct run_config *c, const char *run_dir, struct
     struct trainer *t = mem_must(1, sizeof *t);
     t->config = c;
     arena_init(&t->arena, 0);
-    enum status rc = device_open("cpu", c->trainer.isa, (int)c->trainer.threads, &t->device, err);
+    struct cores_share *share = mem_must(1, sizeof *share);
+    struct cores_list allowed;
+    cores_allowed(&allowed);
+    enum status rc = cores_for_trainer(c, &allowed, share, err);
+    if (!rc)
+        rc = device_open("cpu", c->trainer.isa, share->threads, &t->device, err);
+    if (!rc)
+        rc = pool_pin(t->device->pool, share->pin.cpus, share->pin.n, err);
+    free(share);
     if (!rc)
         rc = read_model(t, run_dir, err);
     if (!rc)

@@ -217,9 +217,11 @@ static bool await(struct worker *w)
 static void *run(void *arg)
 {
     struct worker *w = arg;
-    enum status rc = STATUS_OK;
-    pool_thread_init();
+    struct error pinned = {0};
+    enum status rc = pool_adopt(w->session->trainer->device->pool, &pinned);
     pthread_mutex_lock(&w->lock);
+    if (rc)
+        w->error = pinned;
     while (!w->stop && !rc) {
         struct msg reply = {.type = MSG_NONE};
         if (!await(w)) {

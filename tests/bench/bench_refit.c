@@ -20,6 +20,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "base/cores.h"
 #include "base/file.h"
 #include "base/mem.h"
 #include "rollout/worker.h"
@@ -258,6 +259,24 @@ static struct figures measure(struct bench *b)
     return f;
 }
 
+// What an engine gets in an asynchronous run on this host.
+static int engine_share(void)
+{
+    struct cores_share *share = mem_must(1, sizeof *share);
+    struct run_config *c = mem_must(1, sizeof *c);
+    struct cores_list allowed;
+    struct error err;
+    c->n_stages = 1;
+    c->stages[0] = (struct run_stage){.kind = RUN_STAGE_RL, .max_lag = 1};
+    c->rollout.engines = 1;
+    cores_allowed(&allowed);
+    must(cores_for_engine(c, &allowed, 0, share, &err), &err);
+    int threads = share->threads;
+    free(share);
+    free(c);
+    return threads;
+}
+
 // ---- life -------------------------------------------------------------------------------------------------------------------
 
 static void open_all(struct bench *b)
@@ -272,6 +291,8 @@ static void open_all(struct bench *b)
     must(trainer_restart(b->trainer, &err), &err);
     must(publish_init(&b->publish, b->run_dir, b->run, "/dev/shm", &err), &err);
     must(loop_open(&b->loop, &err), &err);
+    if (!b->threads)
+        b->threads = engine_share();
     pthread_mutex_init(&b->lock, NULL);
     pthread_cond_init(&b->wake, NULL);
     const struct worker_config w = {
@@ -388,8 +409,7 @@ int main(int argc, char **argv)
     open_all(&b);
     if (b.serve) {
         printf("{\"ready\":true,\"isa\":\"%s\",\"engine_threads\":%d,\"dtype\":\"%s\"}\n",
-               isa_name(b.device->isa), b.threads ? b.threads : worker_half_of_cores(),
-               dtype_name(rollout_dtype(b.config)));
+               isa_name(b.device->isa), b.threads, dtype_name(rollout_dtype(b.config)));
         fflush(stdout);
     }
     for (int i = 0; b.serve ? fgets(line, sizeof line, stdin) && strncmp(line, "quit", 4) != 0 : i < 7; i++) {

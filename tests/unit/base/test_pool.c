@@ -8,6 +8,7 @@
 // cmocka wants its four first
 #include <cmocka.h>
 
+#include <sched.h>
 #include <stdatomic.h>
 #include <time.h>
 #if defined(__x86_64__)
@@ -114,6 +115,117 @@ static void test_everyone_sleeps(void **state)
     pool_close(p);
 }
 
+static double cpu_seconds(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &t);
+    return (double)t.tv_sec + (double)t.tv_nsec * 1e-9;
+}
+
+static void test_idle_pool_sleeps(void **state)
+{
+    (void)state;
+    struct pool *p;
+    struct error err;
+    static struct round r;
+    assert_int_equal(pool_open(2, &p, &err), STATUS_OK); // two: on most machines it may spin
+    r.n_threads = 2;
+    pool_run(p, TASKS, task, &r);
+    double t0 = cpu_seconds();
+    nanosleep(&(struct timespec){.tv_nsec = 400000000}, NULL);
+    double used = cpu_seconds() - t0;
+    if (used > 0.02) // a worker that never sleeps would use all of it
+        fail_msg("an idle pool used %.3f s of processor time in 0.4 s", used);
+    pool_close(p);
+}
+
+static void short_sleep(void *ctx, int i, int thread)
+{
+    struct round *r = ctx;
+    nanosleep(&(struct timespec){.tv_nsec = 300000 * (i + 1)}, NULL);
+    r->count[i]++;
+    if (thread < 0 || thread >= r->n_threads)
+        r->wrong_thread++;
+}
+
+static double seconds(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + (double)t.tv_nsec * 1e-9;
+}
+
+// More threads than cores: whoever waits leaves the core to those that work.
+static void test_oversubscribed(void **state)
+{
+    (void)state;
+    struct pool *p;
+    struct error err;
+    cpu_set_t before, one;
+    static struct round r = {.n_threads = 6};
+    assert_int_equal(sched_getaffinity(0, sizeof before, &before), 0);
+    CPU_ZERO(&one);
+    for (size_t i = 0; i < CPU_SETSIZE && !CPU_COUNT(&one); i++)
+        if (CPU_ISSET(i, &before))
+            CPU_SET(i, &one);
+    assert_int_equal(sched_setaffinity(0, sizeof one, &one), 0);
+    assert_int_equal(pool_open(6, &p, &err), STATUS_OK);
+    double t0 = cpu_seconds(), wall = seconds();
+    for (int i = 0; i < 100; i++)
+        pool_run(p, 6, short_sleep, &r);
+    double share = (cpu_seconds() - t0) / (seconds() - wall);
+    for (int i = 0; i < 6; i++)
+        assert_int_equal(r.count[i], 100);
+    assert_int_equal(r.wrong_thread, 0);
+    if (share > 0.2) // everybody sleeps nearly all the time
+        fail_msg("six threads waiting for one another used %.0f %% of a core", 100 * share);
+    pool_close(p);
+    assert_int_equal(sched_setaffinity(0, sizeof before, &before), 0);
+}
+
+static void where_task(void *ctx, int i, int thread)
+{
+    atomic_int *where = ctx;
+    (void)i;
+    where[thread] = sched_getcpu() + 1;
+    nanosleep(&(struct timespec){.tv_nsec = 2000000}, NULL); // so that everyone gets one
+}
+
+static void test_pinned(void **state)
+{
+    (void)state;
+    struct pool *p;
+    struct error err;
+    cpu_set_t before, now;
+    int cpus[2] = {-1, -1}, last = -1;
+    atomic_int where[2] = {0};
+    assert_int_equal(sched_getaffinity(0, sizeof before, &before), 0);
+    for (int i = 0; i < CPU_SETSIZE; i++)
+        if (CPU_ISSET((size_t)i, &before)) {
+            cpus[0] = cpus[0] < 0 ? i : cpus[0];
+            last = i;
+        }
+    cpus[1] = last;
+    assert_int_equal(pool_open(2, &p, &err), STATUS_OK);
+    assert_int_equal(pool_pin(p, cpus, 0, &err), STATUS_OK); // nothing happens
+    assert_int_equal(pool_adopt(p, &err), STATUS_OK);
+    assert_int_equal(sched_getaffinity(0, sizeof now, &now), 0);
+    assert_true(CPU_EQUAL(&now, &before));
+    assert_int_not_equal(pool_pin(p, cpus, 1, &err), STATUS_OK);
+    assert_int_equal(pool_pin(p, cpus, 2, &err), STATUS_OK);
+    assert_int_equal(pool_adopt(p, &err), STATUS_OK);
+    assert_int_equal(sched_getaffinity(0, sizeof now, &now), 0);
+    assert_true(CPU_COUNT(&now) == 1 && CPU_ISSET((size_t)cpus[0], &now));
+    for (int i = 0; i < 5; i++)
+        pool_run(p, 6, where_task, where);
+    assert_int_equal(where[0] - 1, cpus[0]);
+    assert_int_equal(where[1] - 1, cpus[1]);
+    const int none[2] = {cpus[0], CPU_SETSIZE - 1}; // no machine of ours has that many
+    assert_int_not_equal(pool_pin(p, none, 2, &err), STATUS_OK);
+    pool_close(p);
+    assert_int_equal(sched_setaffinity(0, sizeof before, &before), 0);
+}
+
 static void test_refuses(void **state)
 {
     (void)state;
@@ -124,9 +236,10 @@ static void test_refuses(void **state)
 
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_each_task_once), cmocka_unit_test(test_no_pool),
-                                       cmocka_unit_test(test_many_rounds),
-                                       cmocka_unit_test(test_everyone_sleeps),
-                                       cmocka_unit_test(test_refuses)};
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_each_task_once),   cmocka_unit_test(test_no_pool),
+        cmocka_unit_test(test_many_rounds),      cmocka_unit_test(test_everyone_sleeps),
+        cmocka_unit_test(test_idle_pool_sleeps), cmocka_unit_test(test_oversubscribed),
+        cmocka_unit_test(test_pinned),           cmocka_unit_test(test_refuses)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
