@@ -219,13 +219,14 @@ static void check_all(enum run_dtype trainer, enum run_dtype rollout, enum run_k
     record_make(&r[0], 100, 0, 0);
     record_make(&r[1], 101, 0, 1);
     record_make(&r[2], 102, 1, 2);
-    record_make(&r[3], 103, 2, 2);
+    record_make(&r[3], 103, 2,
+                1); // versions fall, as after a run that went back: the versions are walked twice
     question_make(&q, r);
     const struct msg_check_done *a = ask(&q);
     assert_string_equal(a->error, "");
     assert_int_equal(a->compared, SEGMENTS);
     assert_int_equal(a->skipped, 0);
-    assert_int_equal(a->crossing, 2);
+    assert_int_equal(a->crossing, 3);
     assert_int_equal(a->tokens, SEGMENTS * SAMPLED);
     assert_true(a->max_abs_diff == 0);
     assert_false(a->differs);
@@ -242,9 +243,7 @@ static void check_all(enum run_dtype trainer, enum run_dtype rollout, enum run_k
     assert_true(fabs(a->max_abs_diff - 0.5) < 1e-4);
     // an event left out
     question_make(&q, r);
-    q.kv[2] = q.kv[3];
-    q.kv[3] = q.kv[4];
-    q.kv[4] = q.kv[5];
+    memmove(&q.kv[2], &q.kv[3], 4 * sizeof q.kv[0]);
     q.segments[1].n_kv--;
     q.m.n_kv--;
     a = ask(&q); // still told by the tokens' versions: decoding made those rows
