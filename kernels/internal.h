@@ -26,7 +26,7 @@ static inline int64_t max_i64(int64_t a, int64_t b)
 // made so long that each takes about SPLIT_MIN_NS or more: waking a thread for less costs more than it
 // brings. ns_per_item is the caller's guess of one item's cost on one thread; it moves no bits, only the
 // split.
-#define SPLIT_MIN_NS 20000.0
+#define SPLIT_MIN_NS 5000.0
 typedef void split_fn(void *ctx, int64_t begin, int64_t end, int thread);
 void split_run(struct device *d, int64_t n, int64_t align, double ns_per_item, split_fn *fn, void *ctx);
 

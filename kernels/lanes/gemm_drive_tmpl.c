@@ -218,7 +218,7 @@ static void gemm_run(struct device *d, const struct gemm_weight *w, int64_t m,
   if (m <= GEMM_CHUNK) {
     // A panel's time: its products, or at least its way here (out of the caches
     // or out of memory).
-    double near = (double)bytes < 16e6 ? 0.012 : 0.04,
+    double near = w->dtype == DT_FP8 ? 0.045 : (double)bytes < 16e6 ? 0.012 : 0.04,
            way = (double)bytes / (double)w->n * near;
     double products = (double)m * (double)w->k * 0.01;
     split_run(d, w->n, PANEL, products > way ? products : way, gemm_columns,
