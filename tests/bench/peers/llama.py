@@ -26,6 +26,7 @@ except ImportError:
     sys.exit(1)
 
 PROMPT, NEW, PREFILL = 224, 64, 512
+TRIAL = 96  # context of 32 sequences while settings are tried
 silence = ll.llama_log_callback(lambda level, text, data: None)  # kept: ctypes does not hold a reference
 
 
@@ -88,12 +89,12 @@ class Model:
         if self.batch.n_tokens:
             self.run()
 
-    def decode(self, n_seqs, n_new):
+    def decode(self, n_seqs, n_new, prompt):
         """Seconds of n_new steps of n_seqs sequences, of that in the sampler; the KV cache is as before afterwards."""
         tokens, sampling, t0 = [1] * n_seqs, 0.0, time.perf_counter()
         for step in range(n_new):
             for seq in range(n_seqs):
-                self.put(tokens[seq], PROMPT + step, seq, True)
+                self.put(tokens[seq], prompt + step, seq, True)
             self.run()
             t1 = time.perf_counter()
             for seq in range(n_seqs):
@@ -101,7 +102,7 @@ class Model:
             sampling += time.perf_counter() - t1
         took = time.perf_counter() - t0
         for seq in range(n_seqs):
-            ll.llama_memory_seq_rm(self.memory, seq, PROMPT, -1)
+            ll.llama_memory_seq_rm(self.memory, seq, prompt, -1)
         return took, sampling
 
 
@@ -121,19 +122,21 @@ class Decode:
                 print(f"flash {flash} unified {unified}: {speed:.1f} tok/s", file=sys.stderr)
                 best = max(best or (0,), (speed, flash, unified))
         self.setting = {"flash_attn": best[1], "kv_unified": best[2]}
-        self.open(best[1], best[2])
+        self.open(best[1], best[2], PROMPT)
+        self.model.decode(self.n_seqs, 4, PROMPT)
 
-    def open(self, flash, unified):
-        self.model.open(self.n_seqs, PROMPT + NEW, 512, flash, unified)
-        self.model.prefill(self.prompts)
+    def open(self, flash, unified, prompt):
+        self.model.open(self.n_seqs, prompt + NEW, 512, flash, unified)
+        self.model.prefill([ids[:prompt] for ids in self.prompts])
 
     def try_out(self, flash, unified):
-        self.open(flash, unified)
-        self.model.decode(self.n_seqs, 4)
-        return max(16 * self.n_seqs / self.model.decode(self.n_seqs, 16)[0] for _ in range(2))
+        prompt = PROMPT if self.n_seqs == 1 else TRIAL
+        self.open(flash, unified, prompt)
+        self.model.decode(self.n_seqs, 4, prompt)
+        return max(8 * self.n_seqs / self.model.decode(self.n_seqs, 8, prompt)[0] for _ in range(2))
 
     def run(self):
-        took, sampling = self.model.decode(self.n_seqs, NEW)
+        took, sampling = self.model.decode(self.n_seqs, NEW, PROMPT)
         return {"value": NEW * self.n_seqs / took, "step_ms": 1e3 * took / NEW, "sampling_ms": 1e3 * sampling / NEW}
 
 
@@ -141,15 +144,17 @@ class Prefill:
     def __init__(self, model, n_seqs):
         self.model, self.n_seqs = model, n_seqs
         self.prompts = prompts_of(model, n_seqs, PREFILL)
-        best = None
-        for ubatch in (128, 256, 512, 1024, 2048):
-            for flash in (True, False):
-                self.model.open(4, PREFILL, ubatch, flash, False)
-                speed = self.time(self.prompts[:4])
-                print(f"ubatch {ubatch} flash {flash}: {speed:.1f} tok/s", file=sys.stderr)
-                best = max(best or (0,), (speed, ubatch, flash))
+        trials = [self.try_out(ubatch, True) for ubatch in (128, 256, 512, 1024, 2048)]
+        best = max(trials)
+        best = max(best, self.try_out(best[1], False))
         self.setting = {"n_ubatch": best[1], "flash_attn": best[2]}
         self.model.open(n_seqs, PREFILL, best[1], best[2], False)
+
+    def try_out(self, ubatch, flash):
+        self.model.open(4, PREFILL, ubatch, flash, False)
+        speed = self.time(self.prompts[:4])
+        print(f"ubatch {ubatch} flash {flash}: {speed:.1f} tok/s", file=sys.stderr)
+        return speed, ubatch, flash
 
     def time(self, prompts):
         ll.llama_memory_clear(self.model.memory, True)
