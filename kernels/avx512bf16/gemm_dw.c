@@ -1,45 +1,63 @@
-// Weight gradients on pairs of bf16: rows 2i and 2i+1 of the batch make one step of the chain. In f32 they are avx512's.
+// Weight gradients on pairs of bf16: rows 2i and 2i+1 of the batch make one
+// step of the chain. In f32 they are avx512's.
 #include "kernels/avx512bf16/avx512bf16.h"
 #include "kernels/avx512bf16/lanes.h"
 
 #define DW_STEPS(m) (((m) + 1) / 2)
 #include "kernels/lanes/gemm_dw_drive_tmpl.c"
 
-static void dw_pack(const struct gemm_dw *g, const float *src, int64_t ld, int64_t m, int64_t c0, int64_t c1,
-                    int64_t width, float *dst)
+// Rows i and i + 1 as pairs, tiles of a width known to the compiler.
+ALWAYS void pack_rows(const int width, const float *row, int64_t ld, bool second, int64_t cols,
+                      int64_t stride, float *to)
 {
-    (void)g;
-    int64_t steps = DW_STEPS(m);
-    for (int64_t i = 0; i < m; i += 2, dst += width) {
-        float *to = dst;
-        for (int64_t c = c0; c < c1; c += width, to += steps * width)
-            for (int64_t j = 0; j < width; j += 16) {
-                int64_t in = max_i64(0, min_i64(min_i64(16, width - j), c1 - c - j));
-                const float *row = src + i * ld + c + j;
-                v16 a = v_load_n(row, in), b = i + 1 < m ? v_load_n(row + ld, in) : v_zero();
-                if (i + 5 < m) { // rows lie far apart: no hardware prefetcher follows
-                    __builtin_prefetch(row + 4 * ld);
-                    __builtin_prefetch(row + 5 * ld);
-                }
-                v_store_n(to + j, v_pairs(a, b), min_i64(16, width - j));
+    int64_t c = 0;
+    if (second)
+        for (; c + ceil_div(width, 16) * 16 <= cols; c += width, to += stride)
+#pragma GCC unroll 2
+            for (int j = 0; j < width; j += 16) {
+                const float *at = row + c + j;
+                __builtin_prefetch(at + 4 * ld); // rows lie far apart: no hardware prefetcher follows
+                __builtin_prefetch(at + 5 * ld);
+                _mm512_mask_storeu_ps(to + j, v_mask(width - j), v_pairs(v_load(at), v_load(at + ld)));
             }
-    }
+    for (; c < cols; c += width, to += stride)
+        for (int j = 0; j < width; j += 16) {
+            int64_t in = max_i64(0, min_i64(min_i64(16, width - j), cols - c - j));
+            const float *at = row + c + j;
+            v16 b = second ? v_load_n(at + ld, in) : v_zero();
+            v_store_n(to + j, v_pairs(v_load_n(at, in), b), min_i64(16, width - j));
+        }
 }
 
-static void dw_tile(int64_t steps, const struct operands *o, float *c, bool fresh)
+static void dw_pack(enum dtype dtype, const float *src, int64_t ld, int64_t m, int64_t cols, int64_t width,
+                    int64_t stride, float *dst)
 {
+    (void)dtype;
+    for (int64_t i = 0; i < m; i += 2, dst += width)
+        if (width == TILE_ROWS)
+            pack_rows(TILE_ROWS, src + i * ld, ld, i + 1 < m, cols, stride, dst);
+        else
+            pack_rows(TILE_WIDTH, src + i * ld, ld, i + 1 < m, cols, stride, dst);
+}
+
+static void dw_tile(int64_t steps, const float *dy, const float *x, const float *ahead, float *c, bool fresh)
+{
+    const int64_t ahead_step = ahead ? TILE_WIDTH : 0;
+    const float *next = ahead ? ahead : x;
     v16 acc[TILE_ROWS * TILE_COLS];
 #pragma GCC unroll 32
     for (int i = 0; i < TILE_ROWS * TILE_COLS; i++)
         acc[i] = fresh ? v_zero() : v_load(c + 16 * i);
-    const float *a = o->a, *b = o->b;
-    for (int64_t s = 0; s < steps; s++, a += TILE_ROWS, b += TILE_WIDTH) {
-        __m512i b0 = _mm512_castps_si512(v_load(b)), b1 = _mm512_castps_si512(v_load(b + 16));
+    for (int64_t s = 0; s < steps; s++, dy += TILE_ROWS, x += TILE_WIDTH, next += ahead_step) {
+        __m512i x0 = _mm512_castps_si512(v_load(x)), x1 = _mm512_castps_si512(v_load(x + 16));
+        __builtin_prefetch(dy + 40 * TILE_ROWS);
+        __builtin_prefetch(next, 0, 2);
+        __builtin_prefetch(next + 16, 0, 2);
 #pragma GCC unroll 16
         for (int r = 0; r < TILE_ROWS; r++) {
-            v16 av = v_set(a[r]);
-            acc[2 * r] = v_dot_pairs(acc[2 * r], av, b0);
-            acc[2 * r + 1] = v_dot_pairs(acc[2 * r + 1], av, b1);
+            v16 a = v_set(dy[r]);
+            acc[2 * r] = v_dot_pairs(acc[2 * r], a, x0);
+            acc[2 * r + 1] = v_dot_pairs(acc[2 * r + 1], a, x1);
         }
     }
 #pragma GCC unroll 32
