@@ -340,8 +340,9 @@ static void attention_units(void *ctx, int64_t begin, int64_t end, int thread)
         while (a->first[s + 1] <= u)
             s++;
         int64_t tiles = seq_tiles(a, &a->seqs[s]), i = u - a->first[s], n_kv = a->c->n_kv;
+        const struct attn_seq *next = &a->seqs[i + 1 < n_kv || s + 1 == a->n_seqs ? s : s + 1];
         if (seq_few(a, &a->seqs[s]))
-            few_rows(a, &a->seqs[s], i, scratch);
+            few_rows(a, &a->seqs[s], i, next, (i + 1) % n_kv, scratch);
         else
             attention_tile(a, &a->seqs[s], i % n_kv, tiles - 1 - i / n_kv, scratch);
     }

@@ -34,11 +34,12 @@ struct kv_block {
     const float *k_scale, *v_scale;
 };
 
-// Rows of a sequence that makes one row, one position, go by this (attention_few.c): query heads first … of key/value head g, up to
-// FEW_ROWS of them.
+// A sequence that makes one row, one position, goes by this (attention_few.c): the query heads of key/value head g, up to FEW_ROWS of
+// them. Meanwhile the first keys and values of what comes next are asked for.
 #define FEW_ROWS 8
 size_t few_scratch(int64_t dim);
-void few_rows(const struct attention *a, const struct attn_seq *s, int64_t g, void *scratch);
+void few_rows(const struct attention *a, const struct attn_seq *s, int64_t g, const struct attn_seq *next,
+              int64_t next_g, void *scratch);
 
 static inline struct kv_block kv_block_at(const struct attn_cache *c, const struct attn_seq *s, int64_t g,
                                           int64_t block)

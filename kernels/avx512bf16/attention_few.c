@@ -2,11 +2,12 @@
 // the lanes. The query heads of one key/value head go together, so that keys and values are read once. What bounds it is
 // the memory that the pages lie in.
 #include <math.h>
+#include <string.h>
 
 #include "kernels/avx512bf16/attention.h"
 #include "kernels/fmath.h"
 
-#define STEP_VECS (ATTN_STEP / 16)
+#define STEP_BLOCKS (ATTN_STEP / ATTN_BLOCK)
 
 // FEW_ROWS rows of everything; dim_pad: D rounded up to whole vectors.
 struct few {
@@ -18,7 +19,7 @@ struct few {
     float s[FEW_ROWS][ATTN_STEP];
     uint32_t p[FEW_ROWS][ATTN_STEP / 2],
         pv[FEW_ROWS][ATTN_STEP / 2]; // pairs of probabilities; of those times the value's scale
-    struct kv_block block[ATTN_STEP / ATTN_BLOCK];
+    struct kv_block block[STEP_BLOCKS], ahead[STEP_BLOCKS]; // of this step, and those asked for meanwhile
 };
 
 static int64_t pad16(int64_t n)
@@ -29,6 +30,14 @@ static int64_t pad16(int64_t n)
 size_t few_scratch(int64_t dim)
 {
     return (size_t)(FEW_ROWS * (pad16(dim / 2) + pad16(dim))) * sizeof(float);
+}
+
+// Pages lie anywhere, and no hardware prefetcher knows the next one: every pair-row that is read asks for its like one step on.
+ALWAYS void ask(const enum dtype t, const char *p)
+{
+    __builtin_prefetch(p);
+    if (t == DT_BF16)
+        __builtin_prefetch(p + 64);
 }
 
 // Two vectors of pairs, and those of the next 32 keys or columns. bytes: from the pairs of bf16 of one 16 to those of the next.
@@ -50,14 +59,18 @@ ALWAYS void few_scores(const enum dtype t, const int rows, const int blocks, str
     const int64_t ld = pad16(f->dim / 2);
     const struct kv_block *b = f->block + b0;
     const char *k0 = b[0].k, *k1 = b[blocks - 1].k;
+    const char *next0 = f->ahead[b0].k, *next1 = f->ahead[b0 + blocks - 1].k;
 #pragma GCC unroll 16
     for (int i = 0; i < rows * 2 * blocks; i++)
         acc[i] = v_zero();
     for (int64_t i = 0; i < f->dim / 2; i++, k0 += b->k_bytes, k1 += b->k_bytes) {
         __m512i k[4];
         load_two(t, k0, k);
-        if (blocks == 2)
+        ask(t, next0 + i * b->k_bytes);
+        if (blocks == 2) {
             load_two(t, k1, k + 2);
+            ask(t, next1 + i * b->k_bytes);
+        }
 #pragma GCC unroll 8
         for (int r = 0; r < rows; r++) {
             v16 x = v_set(q[r * ld + i]);
@@ -118,6 +131,7 @@ static void few_sums(struct few *f)
 ALWAYS void few_values(const enum dtype t, const int rows, const int vecs, struct few *f, int64_t d0,
                        int64_t cols)
 {
+    const int64_t size = (int64_t)dtype_bytes(t);
     v16 acc[16];
     uint32_t(*const p)[ATTN_STEP / 2] = t == DT_FP8 ? f->pv : f->p;
 #pragma GCC unroll 8
@@ -127,14 +141,18 @@ ALWAYS void few_values(const enum dtype t, const int rows, const int vecs, struc
             acc[r * vecs + v] = v_mul(v_load(f->o + r * f->dim_pad + d0 + 16 * v), v_set(f->shrink[r]));
     for (int i = 0; 2 * i < f->n_keys; i++) {
         const struct kv_block *b = &f->block[2 * i / ATTN_BLOCK];
-        const char *at = b->v + i % (ATTN_BLOCK / 2) * b->v_bytes + d0 * 2 * (int64_t)dtype_bytes(t);
+        const int64_t row = i % (ATTN_BLOCK / 2) * b->v_bytes + d0 * 2 * size;
+        const char *at = b->v + row, *next = f->ahead[2 * i / ATTN_BLOCK].v + row;
         __m512i y[4];
         if (vecs == 1) {
             y[0] = _mm512_maskz_loadu_epi32(v_mask(cols), at);
         } else {
             load_two(t, at, y);
-            if (vecs == 4)
-                load_two(t, at + 64 * (int64_t)dtype_bytes(t), y + 2);
+            ask(t, next);
+            if (vecs == 4) {
+                load_two(t, at + 64 * size, y + 2);
+                ask(t, next + 64 * size);
+            }
         }
         if (2 * i + 1 == f->n_keys) // the other key of the last pair is not there
 #pragma GCC unroll 4
@@ -191,11 +209,22 @@ STEP_DEFINE(3)
 STEP_DEFINE(4)
 STEP_DEFINE(5)
 STEP_DEFINE(6)
-STEP_DEFINE(7) STEP_DEFINE(8) static void (*const STEPS[2][FEW_ROWS])(struct few *, float) = {
+STEP_DEFINE(7)
+STEP_DEFINE(8) static void (*const STEPS[2][FEW_ROWS])(struct few *, float) = {
     {bf16_1, bf16_2, bf16_3, bf16_4, bf16_5, bf16_6, bf16_7, bf16_8},
     {fp8_1, fp8_2, fp8_3, fp8_4, fp8_5, fp8_6, fp8_7, fp8_8}};
 
-void few_rows(const struct attention *a, const struct attn_seq *s, int64_t g, void *scratch)
+// The blocks of the step that begins at key `first`; one that is past the end is the one before it.
+static void blocks_at(const struct attention *a, const struct attn_seq *s, int64_t g, int64_t first,
+                      struct kv_block *ret)
+{
+    for (int64_t b = 0; b < STEP_BLOCKS; b++)
+        ret[b] =
+            first + b * ATTN_BLOCK <= s->pos0 ? kv_block_at(a->c, s, g, first / ATTN_BLOCK + b) : ret[b - 1];
+}
+
+void few_rows(const struct attention *a, const struct attn_seq *s, int64_t g, const struct attn_seq *next,
+              int64_t next_g, void *scratch)
 {
     int64_t dim = a->c->head_dim, ld = pad16(dim / 2), head = g * a->group, pos = s->pos0;
     struct few f = {.n = a->group, .dim = dim, .dim_pad = pad16(dim)};
@@ -209,10 +238,14 @@ void few_rows(const struct attention *a, const struct attn_seq *s, int64_t g, vo
         for (int64_t j = 0; j < f.dim_pad; j += 16)
             v_store(f.o + r * f.dim_pad + j, v_zero());
     }
+    blocks_at(a, s, g, 0, f.ahead);
     for (int64_t first = 0; first <= pos; first += ATTN_STEP) {
         f.n_keys = (int)min_i64(ATTN_STEP, pos + 1 - first);
-        for (int b = 0; b * ATTN_BLOCK < f.n_keys; b++)
-            f.block[b] = kv_block_at(a->c, s, g, first / ATTN_BLOCK + b);
+        memcpy(f.block, f.ahead, sizeof f.block);
+        if (first + ATTN_STEP <= pos)
+            blocks_at(a, s, g, first + ATTN_STEP, f.ahead);
+        else
+            blocks_at(a, next, next_g, 0, f.ahead);
         STEPS[a->c->dtype == DT_FP8][f.n - 1](&f, a->c2);
     }
     for (int r = 0; r < f.n; r++) {
