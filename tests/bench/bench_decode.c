@@ -2,7 +2,7 @@
 // sampling at temperature 1, a log-probability for every token.
 //
 //   bench_decode [--row b1|b32|prefill|bandwidth] [--serve] [--dtype f32|bf16|fp8] [--kv auto|f32|bf16|fp8] [--isa NAME]
-//                [--threads N] [--models DIR] [--sequences N]
+//                [--threads N] [--pin on|off] [--models DIR] [--sequences N]
 //
 // b1, b32    PROMPT tokens of context a sequence, then NEW steps of one token each, so that the mean context is 256
 // prefill    32 prompts of 512 tokens, each up to its first sampled token; no prefix cache
@@ -303,6 +303,8 @@ static bool option(struct bench *b, const char *name, const char *value)
         b->options.models = value;
     else if (strcmp(name, "--threads") == 0)
         b->options.threads = atoi(value);
+    else if (strcmp(name, "--pin") == 0)
+        b->options.pin = strcmp(value, "on") == 0;
     else if (strcmp(name, "--sequences") == 0)
         b->n = atoi(value);
     else

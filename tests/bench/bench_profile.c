@@ -1,7 +1,7 @@
 // Where the time goes: each op of a training step or of the engine's steps, with the calls, the time and the share of the whole, its rate
 // of arithmetic beside the peak and its rate of bytes beside the read bandwidth, both measured here (peaks.h).
 //
-//   bench_profile [train|b1|b32|prefill]… [--isa NAME] [--threads N] [--models DIR] [--kv auto|f32|bf16|fp8] [--dtype f32|bf16|fp8]
+//   bench_profile [train|b1|b32|prefill]… [--isa NAME] [--threads N] [--pin on|off] [--models DIR] [--kv auto|f32|bf16|fp8] [--dtype f32|bf16|fp8]
 //
 // SmolLM2-135M; without a name all four. train: 4 sequences of 1,024 tokens, bf16, AdamW. b1, b32: steps of one token of 1 and of 32
 // sequences at a context of 256; prefill: 8 prompts of 512 tokens; all FP8 with bf16 keys and values unless said otherwise. Times are wall
@@ -339,6 +339,8 @@ static bool option(struct options *o, const char *name, const char *value)
         o->subject.isa = value;
     else if (strcmp(name, "--threads") == 0)
         o->subject.threads = atoi(value);
+    else if (strcmp(name, "--pin") == 0)
+        o->subject.pin = strcmp(value, "on") == 0;
     else if (strcmp(name, "--models") == 0)
         o->subject.models = value;
     else if (strcmp(name, "--dtype") == 0)

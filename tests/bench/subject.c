@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "base/clock.h"
+#include "base/cores.h"
 #include "base/file.h"
 #include "base/mem.h"
 #include "base/rng.h"
@@ -53,13 +54,24 @@ static enum status read_master(struct subject *s, const char *models, float **re
     return STATUS_OK;
 }
 
+static enum status pin(struct pool *p, struct error *err)
+{
+    struct cores_list l;
+    cores_allowed(&l);
+    if (l.n < pool_threads(p))
+        return error_set(err, STATUS_INVALID, "%d threads cannot be pinned to %d cores", pool_threads(p),
+                         l.n);
+    enum status rc = pool_pin(p, l.cpus, pool_threads(p), err);
+    return rc ? rc : pool_adopt(p, err);
+}
+
 enum status subject_open(const struct subject_options *o, struct subject *ret, struct error *err)
 {
     struct subject s = {0};
     float *master = NULL;
     pool_thread_init();
     enum status rc = device_open("cpu", o->isa, o->threads, &s.d, err);
-    if (rc || (rc = read_master(&s, o->models, &master, err)) ||
+    if (rc || (o->pin && (rc = pin(s.d->pool, err))) || (rc = read_master(&s, o->models, &master, err)) ||
         (rc = weights_open(s.d, &s.c, &s.layout, o->dtype, false, &s.w, err))) {
         mem_free(master);
         subject_close(&s);

@@ -12,6 +12,7 @@
 struct subject_options {
     const char *isa, *models; // "auto"; NULL = random weights
     int threads;              // 0 = all cores
+    bool pin;                 // each thread of the pool on a core of its own, this one too
     enum dtype dtype;
 };
 
