@@ -273,6 +273,44 @@ static void say(struct wire *w, const struct wire_peer *peer, struct msg m)
         fail_msg("%s", err.text);
 }
 
+// CHECK and TRACE of the published weights.
+static void ask_parity(struct wire *w, struct wire_peer *peer, const struct tiny_step *batch,
+                       const char *path, const char *hash, int *pongs)
+{
+    struct msg m;
+    const struct msg_check_segment segment = {7, 1, 0, batch->members[0].n_tokens, 1};
+    const struct msg_kv kv = {KV_PREFILL, 2, 0, 2, 0};
+    const struct msg_weights weights = {0, path, hash};
+    const struct msg_check check = {.epoch = 1,
+                                    .id = 21,
+                                    .n_segments = 1,
+                                    .segments = &segment,
+                                    .n_weights = 1,
+                                    .weights = &weights,
+                                    .n_kv = 1,
+                                    .kv = &kv,
+                                    .n_tokens = segment.n_tokens,
+                                    .ids = batch->ids,
+                                    .mask = batch->mask,
+                                    .logprobs = batch->logprobs,
+                                    .versions = batch->versions,
+                                    .temperatures = batch->temperatures};
+    const struct msg_trace trace = {1, 22, 0, path, hash, segment.n_tokens, batch->ids};
+    for (int i = 0; i < 3; i++)
+        say(w, peer, (struct msg){.type = MSG_CHECK, .check = check});
+    say(w, peer, (struct msg){.type = MSG_TRACE, .trace = trace});
+    expect(w, peer, &m, MSG_CHECK_DONE, pongs);
+    assert_int_equal(m.check_done.id, 21);
+    assert_string_equal(m.check_done.error, "");
+    assert_int_equal(m.check_done.compared, 1);
+    assert_true(m.check_done.differs); // the batch's logprobs are made up
+    assert_int_equal(m.check_done.trajectory, 7);
+    expect(w, peer, &m, MSG_TRACE_DONE, pongs);
+    assert_true(m.trace_done.ok);
+    assert_int_equal(m.trace_done.id, 22);
+    assert_int_equal(m.trace_done.n_logprobs, segment.n_tokens);
+}
+
 static void test_client_over_wire(void **state)
 {
     (void)state;
@@ -301,6 +339,10 @@ static void test_client_over_wire(void **state)
     say(w, &peer, (struct msg){.type = MSG_WELCOME, .welcome = hi});
     expect(w, &peer, &m, MSG_STEP_DONE, &pongs);
     assert_int_equal(m.step_done.step, -1);
+    char path[RUNCONFIG_PATH], hash[HASH_HEX];
+    snprintf(path, sizeof path, "%s", m.step_done.path);
+    snprintf(hash, sizeof hash, "%s", m.step_done.hash);
+    ask_parity(w, &peer, &batch, path, hash, &pongs);
     struct msg_prepare p = step_of(&batch, 1, 0);
     p.checkpoint = true;
     for (int i = 0; i < 3; i++) // repeats of what is under way are dropped, or answered alike
