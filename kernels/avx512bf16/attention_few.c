@@ -90,18 +90,25 @@ ALWAYS void few_scores(const enum dtype t, const int rows, const int blocks, str
         }
 }
 
-// Scores → pairs of probabilities, row by row; a lane past n_keys has probability 0.
-ALWAYS void few_softmax(const enum dtype t, struct few *f, float c2)
+// Scores → pairs of probabilities; a lane past n_keys has probability 0. All maxima, then all exponentials, so that the folds of
+// different rows overlap.
+ALWAYS void few_softmax(const enum dtype t, const int rows, struct few *f, float c2)
 {
-    int vecs = (f->n_keys + 15) / 16;
-    for (int r = 0; r < f->n; r++) {
-        v16 top = v_set(f->m[r]), low = v_set(-INFINITY);
+    const int vecs = (f->n_keys + 15) / 16;
+    const v16 c = v_set(c2), low = v_set(-INFINITY);
+    v16 top[FEW_ROWS];
+#pragma GCC unroll 8
+    for (int r = 0; r < rows; r++) {
+        top[r] = v_set(f->m[r]);
         for (int v = 0; v < vecs; v++)
-            top = v_max(top, v_first_n(v_load(f->s[r] + 16 * v), low, min_i64(16, f->n_keys - 16 * v)));
-        top = v_set(v_fold_max(top));
-        v16 c = v_set(c2), shift = v_neg(v_mul(top, c));
-        f->shrink[r] = v_first(v_exp2(v_mul(v_sub(v_set(f->m[r]), top), c)));
-        f->m[r] = v_first(top);
+            top[r] = v_max(top[r], v_first_n(v_load(f->s[r] + 16 * v), low, min_i64(16, f->n_keys - 16 * v)));
+        top[r] = v_set(v_fold_max(top[r]));
+    }
+#pragma GCC unroll 8
+    for (int r = 0; r < rows; r++) {
+        v16 shift = v_neg(v_mul(top[r], c));
+        f->shrink[r] = v_first(v_exp2(v_mul(v_sub(v_set(f->m[r]), top[r]), c)));
+        f->m[r] = v_first(top[r]);
         for (int v = 0; v < vecs; v++) {
             __mmask16 seen = v_mask(min_i64(16, f->n_keys - 16 * v));
             v16 p = v_exp2(v_fma(v_load(f->s[r] + 16 * v), c, shift));
@@ -116,29 +123,22 @@ ALWAYS void few_softmax(const enum dtype t, struct few *f, float c2)
     }
 }
 
-// l = l shrink + the step's probabilities.
-static void few_sums(struct few *f)
-{
-    for (int r = 0; r < f->n; r++) {
-        v16 l = v_set(f->l[r] * f->shrink[r]);
-        for (int i = 0; 2 * i < f->n_keys; i++)
-            l = v_dot_pairs(l, v_set(((const float *)f->p[r])[i]), ONES);
-        f->l[r] = v_first(l);
-    }
-}
-
-// o = o shrink + p v of the columns d0 … d0 + 16 vecs - 1; cols < 16: of the first cols of one vector.
-ALWAYS void few_values(const enum dtype t, const int rows, const int vecs, struct few *f, int64_t d0,
-                       int64_t cols)
+// o = o shrink + p v of the columns d0 … d0 + 16 vecs - 1; cols < 16: of the first cols of one vector. With `sums` l = l shrink + p
+// on the way: a chain of its own that the others hide.
+ALWAYS void few_values(const enum dtype t, const int rows, const int vecs, const bool sums, struct few *f,
+                       int64_t d0, int64_t cols)
 {
     const int64_t size = (int64_t)dtype_bytes(t);
-    v16 acc[16];
+    v16 acc[16], l[FEW_ROWS];
     uint32_t(*const p)[ATTN_STEP / 2] = t == DT_FP8 ? f->pv : f->p;
 #pragma GCC unroll 8
     for (int r = 0; r < rows; r++)
 #pragma GCC unroll 4
         for (int v = 0; v < vecs; v++)
             acc[r * vecs + v] = v_mul(v_load(f->o + r * f->dim_pad + d0 + 16 * v), v_set(f->shrink[r]));
+#pragma GCC unroll 8
+    for (int r = 0; sums && r < rows; r++)
+        l[r] = v_set(f->l[r] * f->shrink[r]);
     for (int i = 0; 2 * i < f->n_keys; i++) {
         const struct kv_block *b = &f->block[2 * i / ATTN_BLOCK];
         const int64_t row = i % (ATTN_BLOCK / 2) * b->v_bytes + d0 * 2 * size;
@@ -164,6 +164,8 @@ ALWAYS void few_values(const enum dtype t, const int rows, const int vecs, struc
 #pragma GCC unroll 4
             for (int v = 0; v < vecs; v++)
                 acc[r * vecs + v] = v_dot_pairs(acc[r * vecs + v], x, y[v]);
+            if (sums)
+                l[r] = v_dot_pairs(l[r], v_set(((const float *)f->p[r])[i]), ONES);
         }
     }
 #pragma GCC unroll 8
@@ -171,6 +173,9 @@ ALWAYS void few_values(const enum dtype t, const int rows, const int vecs, struc
 #pragma GCC unroll 4
         for (int v = 0; v < vecs; v++)
             v_store(f->o + r * f->dim_pad + d0 + 16 * v, acc[r * vecs + v]);
+#pragma GCC unroll 8
+    for (int r = 0; sums && r < rows; r++)
+        f->l[r] = v_first(l[r]);
 }
 
 ALWAYS void few_step(const enum dtype t, const int rows, struct few *f, float c2)
@@ -183,15 +188,24 @@ ALWAYS void few_step(const enum dtype t, const int rows, struct few *f, float c2
         if (f->n_keys > ATTN_BLOCK)
             few_scores(t, rows, 1, f, 1);
     }
-    few_softmax(t, f, c2);
-    few_sums(f);
+    few_softmax(t, rows, f, c2);
     int64_t d = 0;
+    if (f->dim >= 16 * wide) {
+        few_values(t, rows, wide, true, f, 0, 16);
+        d = 16 * wide;
+    } else if (f->dim >= 32) {
+        few_values(t, rows, 2, true, f, 0, 16);
+        d = 32;
+    } else {
+        few_values(DT_BF16, rows, 1, true, f, 0, min_i64(16, f->dim)); // FP8 has at least 32 columns
+        d = 16;
+    }
     for (; d + 16 * wide <= f->dim; d += 16 * wide)
-        few_values(t, rows, wide, f, d, 16);
+        few_values(t, rows, wide, false, f, d, 16);
     for (; wide == 4 && d + 32 <= f->dim; d += 32)
-        few_values(t, rows, 2, f, d, 16);
+        few_values(t, rows, 2, false, f, d, 16);
     for (; t == DT_BF16 && d < f->dim; d += 16)
-        few_values(t, rows, 1, f, d, min_i64(16, f->dim - d));
+        few_values(t, rows, 1, false, f, d, min_i64(16, f->dim - d));
 }
 
 #define STEP_DEFINE(rows)                                                                                    \
@@ -210,7 +224,8 @@ STEP_DEFINE(4)
 STEP_DEFINE(5)
 STEP_DEFINE(6)
 STEP_DEFINE(7)
-STEP_DEFINE(8) static void (*const STEPS[2][FEW_ROWS])(struct few *, float) = {
+STEP_DEFINE(8)
+static void (*const STEPS[2][FEW_ROWS])(struct few *, float) = {
     {bf16_1, bf16_2, bf16_3, bf16_4, bf16_5, bf16_6, bf16_7, bf16_8},
     {fp8_1, fp8_2, fp8_3, fp8_4, fp8_5, fp8_6, fp8_7, fp8_8}};
 
