@@ -131,8 +131,8 @@ static double step_flops(const struct trainer *t, const struct msg_prepare *m)
                 last = k;
             }
         for (int32_t row = 0; row < last; row++)
-            flops += 2 * matrices + 4.0 * (double)(t->model.n_layers * t->model.n_heads * t->model.head_dim) *
-                                        (row + 1);
+            flops += 2 * matrices +
+                     4.0 * (double)(t->model.n_layers * t->model.n_heads * t->model.head_dim) * (row + 1);
         flops += 2.0 * (double)(t->model.vocab * t->model.hidden) * targets;
     }
     return 3 * flops;
