@@ -1,18 +1,14 @@
-// Matrix products on pairs of bf16 (avx512bf16.h has the order). Products with
-// f32 weights are avx512's.
+// Matrix products on pairs of bf16 (avx512bf16.h has the order). Products with f32 weights are avx512's.
 #include "kernels/avx512bf16/avx512bf16.h"
 #include "kernels/avx512bf16/lanes.h"
 #include "kernels/avx512bf16/widen.h"
 
 #include "kernels/lanes/gemm_drive_tmpl.c"
 
-#define BLOCK_PAIRS (FP8_BLOCK / 2)
+// ---- tiles -----------------------------------------------------------------------------------------------
 
-// ---- tiles
-// -----------------------------------------------------------------------------------------------------------
-
-// acc continued over n_pairs from input k of the pass on; w is the first
-// panel's pair-row, panels lie `panel` bytes apart. cols is even: whole panels.
+// acc continued over n_pairs from input k of the pass on; w is the first panel's pair-row, panels lie `panel` bytes apart. cols is even:
+// whole panels.
 ALWAYS void pair_chain(const int rows, const int cols, const enum dtype t, const struct gemm_pass *p,
                        int64_t k, int64_t n_pairs, const float *x, const char *w, int64_t panel, v16 *acc)
 {

@@ -1,5 +1,4 @@
-// Weight gradients on pairs of bf16: rows 2i and 2i+1 of the batch make one
-// step of the chain. In f32 they are avx512's.
+// Weight gradients on pairs of bf16: rows 2i and 2i+1 of the batch make one step of the chain. In f32 they are avx512's.
 #include "kernels/avx512bf16/avx512bf16.h"
 #include "kernels/avx512bf16/lanes.h"
 

@@ -1,6 +1,6 @@
 // Template: the division of dw += dy' x, common to the classes. Outputs go block by block, the rows of the batch part by part: both
-// operands of a part are packed once for all threads, in the tiles' order; then tiles are shared out. Between two parts the sums
-// wait in memory as they stood in their registers, so the chain over m is never broken and knows neither blocks nor threads.
+// operands of a part are packed once for all threads, in the tiles' order; then tiles are shared out. Between two parts the sums wait in
+// memory as they stood in their registers, so the chain over m is never broken and knows neither blocks nor threads.
 #include <assert.h>
 
 #include "kernels/lanes/tile_tmpl.c"
@@ -12,8 +12,7 @@
 #define TILE_WIDTH (16 * TILE_COLS)
 #define TILE_AREA  (TILE_ROWS * TILE_WIDTH)
 
-// One operand's share in the packed part: [tile][step][width] (32-bit units),
-// zero beyond its columns.
+// One operand's share in the packed part: [tile][step][width] (32-bit units), zero beyond its columns.
 struct dw_side {
     const float *src;
     int64_t ld, cols, width;
@@ -31,12 +30,10 @@ struct gemm_dw {
     int64_t cut_n, cut_k; // tasks along both
 };
 
-// dst[tile][step][width] = columns [0, cols) of m rows of src, tiles `stride`
-// units apart.
+// dst[tile][step][width] = columns [0, cols) of m rows of src, tiles `stride` units apart.
 static void dw_pack(enum dtype dtype, const float *src, int64_t ld, int64_t m, int64_t cols, int64_t width,
                     int64_t stride, float *dst);
-// c [TILE_ROWS, TILE_WIDTH] = (fresh ? 0 : c) continued over the steps; `ahead`
-// of both operands' tiles is what comes next.
+// c [TILE_ROWS, TILE_WIDTH] = (fresh ? 0 : c) continued over the steps; `ahead` of both operands' tiles is what comes next.
 static void dw_tile(int64_t steps, const float *dy, const float *x, const float *ahead, float *c, bool fresh);
 
 static int64_t dw_groups(const struct gemm_dw *g)
@@ -73,12 +70,12 @@ static void dw_pack_units(void *ctx, int64_t begin, int64_t end, int thread)
     }
 }
 
-// dw's lines lie apart: they are asked for when the tile begins.
+// dw's lines lie apart: they are asked for when the tile begins, into the second-level cache (see gemm_begin).
 static void dw_expect(const struct gemm_dw *g, int64_t n, int64_t k)
 {
     for (int64_t r = 0; r < min_i64(TILE_ROWS, g->n0 + g->dy.cols - n); r++)
         for (int64_t v = 0; v < TILE_WIDTH && k + v < g->k; v += 16)
-            __builtin_prefetch(g->dw + (n + r) * g->k + k + v, 1);
+            __builtin_prefetch(g->dw + (n + r) * g->k + k + v, 1, 2);
 }
 
 static void dw_store(const struct gemm_dw *g, const float *sums, int64_t n, int64_t k)
@@ -129,8 +126,7 @@ static void dw_tasks(void *ctx, int64_t begin, int64_t end, int thread)
     }
 }
 
-// Tasks of about DW_SEGMENT tiles of dy by all of x, and a number that shares
-// out evenly as long as tiles remain to cut.
+// Tasks of about DW_SEGMENT tiles of dy by all of x, and a number that shares out evenly as long as tiles remain to cut.
 static void dw_cut(struct gemm_dw *g, int threads)
 {
     const int64_t tn = ceil_div(g->dy.cols, TILE_ROWS), tk = ceil_div(g->k, TILE_WIDTH);

@@ -1,5 +1,4 @@
-// Template: weight gradients, every element of dw one chain of f32
-// multiply-adds over the rows of the batch.
+// Template: weight gradients, every element of dw one chain of f32 multiply-adds over the rows of the batch.
 #define DW_STEPS(m) (m)
 #include "kernels/lanes/gemm_dw_drive_tmpl.c"
 

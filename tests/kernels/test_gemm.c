@@ -44,6 +44,11 @@ static struct problem problem_new(int i)
     p.m = tall ? check_size(&check, 90, 260) : check_size(&check, 0, i % 4 ? 9 : 40);
     p.n = tall ? check_size(&check, 0, 70) : check_size(&check, 0, big ? 400 : 100);
     p.k = tall ? check_size(&check, 0, 140) : check_size(&check, 0, big ? 513 : 150);
+    if (i % 203 == 11) { // several blocks of inputs, of columns too, and chunks of rows
+        p.m = i % 2 ? check_size(&check, 97, 200) : check_size(&check, 1, 20);
+        p.n = i % 2 ? check_size(&check, 1, 60) : check_size(&check, 760, 840);
+        p.k = check_size(&check, 1500, 3400);
+    }
     p.ldx = check_stride(&check, p.k);
     p.ldy = check_stride(&check, p.n);
     int special = i % 5 == 0 ? (i % 2 ? 2 : 30) : 0;
@@ -337,6 +342,9 @@ static void test_gemm_dw(void **state)
         p.m = i % 19 == 0 ? check_size(&check, 120, 300) : check_size(&check, 0, 40);
         p.n = check_size(&check, 0, i % 101 == 7 ? 420 : 50);
         p.k = check_size(&check, 0, i % 103 == 9 ? 540 : 60);
+        if (i % 211 == 13) // several parts of the batch, several segments of an operand
+            p.m = check_size(&check, 380, 1600), p.n = check_size(&check, 100, 230),
+            p.k = check_size(&check, 1, 40);
         p.lddy = check_stride(&check, p.n);
         p.ldx = check_stride(&check, p.k);
         int special = i % 7 == 0 ? 5 : 0;

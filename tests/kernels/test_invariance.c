@@ -65,6 +65,7 @@ static void test_gemm_rows(void **state)
         gemm_rows((enum dtype)t, 130, 96, 200);
         gemm_rows((enum dtype)t, 7, 700, 131);
         gemm_rows((enum dtype)t, 200, 264, 128);
+        gemm_rows((enum dtype)t, 98, 100, 1700); // blocks of inputs
         for (int i = 0; i < 10; i++)
             gemm_rows((enum dtype)t, 1 + (int64_t)rng_below(&rng, 60), 1 + (int64_t)rng_below(&rng, 90),
                       1 + (int64_t)rng_below(&rng, 300));
@@ -74,7 +75,7 @@ static void test_gemm_rows(void **state)
 static void test_dw_threads(void **state)
 {
     (void)state;
-    int64_t m = 700, n = 200, k = 330;
+    int64_t m = 900, n = 200, k = 330;
     float *dy = malloc((size_t)(m * n) * 4), *x = malloc((size_t)(m * k) * 4),
           *want = calloc((size_t)(n * k), 4);
     float *got = malloc((size_t)(n * k) * 4);
