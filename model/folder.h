@@ -26,6 +26,12 @@ enum status model_folder_write(const char *dir, const struct model_config *c, co
 enum status weights_file_write(const char *path, struct device *d, const struct layout *l,
                                const float *master, enum dtype dtype, int64_t version, bool durable,
                                char ret_hash[HASH_HEX], int64_t *ret_bytes, struct error *err) OOZE_MUST_USE;
+// The same (not durable) into the pages of the file `old`, which goes: touching fresh ones takes longer than everything else. If anybody
+// has `old` open or mapped, or it is not there, fresh ones it is; `old` must have no other name that readers know.
+enum status weights_file_rewrite(const char *path, const char *old, struct device *d, const struct layout *l,
+                                 const float *master, enum dtype dtype, int64_t version,
+                                 char ret_hash[HASH_HEX], int64_t *ret_bytes,
+                                 struct error *err) OOZE_MUST_USE;
 // The hash alone, without writing.
 enum status weights_file_hash(struct device *d, const struct layout *l, const float *master, enum dtype dtype,
                               int64_t version, char ret_hash[HASH_HEX], struct error *err) OOZE_MUST_USE;

@@ -190,12 +190,39 @@ static bool populate(struct product *p)
     return atomic_load(&r.failed) == 0;
 }
 
-static enum status file_begin(struct file_atomic *f, const char *path, unsigned mode, bool durable,
-                              struct product *p, struct error *err)
+// Takes over the file `old` as f's temporary. A write lease is given only to the one who alone has a file open or mapped; under its
+// new name nobody will open it any more.
+static bool file_take(struct file_atomic *f, const char *old)
+{
+    struct file_atomic t = *f;
+    if (rename(old, t.tmp) != 0)
+        return false;
+    t.fd = open(t.tmp, O_RDWR | O_NOFOLLOW | O_CLOEXEC);
+    if (t.fd >= 0 && fcntl(t.fd, F_SETLEASE, F_WRLCK) == 0 && fcntl(t.fd, F_SETLEASE, F_UNLCK) == 0) {
+        f->fd = t.fd;
+        return true;
+    }
+    if (t.fd >= 0)
+        close(t.fd);
+    unlink(t.tmp);
+    return false;
+}
+
+static enum status file_begin(struct file_atomic *f, const char *path, const char *old, unsigned mode,
+                              bool durable, struct product *p, struct error *err)
 {
     enum status rc = file_atomic_open(f, path, mode, err);
     if (rc)
         return rc;
+    int fresh = f->fd;
+    if (old && file_take(f, old))
+        close(fresh);
+    else if (old && !file_exists(f->tmp)) { // the taking failed half-way
+        close(fresh);
+        rc = file_atomic_open(f, path, mode, err);
+        if (rc)
+            return rc;
+    }
     if (ftruncate(f->fd, (off_t)p->bytes) != 0) {
         rc = error_errno(err, errno, "sizing %s", f->tmp);
         goto fail;
@@ -229,12 +256,12 @@ static enum status file_end(struct file_atomic *f, bool durable, struct error *e
     return STATUS_OK;
 }
 
-static enum status emit_file(const char *path, bool durable, unsigned mode, const struct plan *plan,
-                             const struct buf *header, struct product *p, char ret_hash[HASH_HEX],
-                             struct error *err)
+static enum status emit_file(const char *path, const char *old, bool durable, unsigned mode,
+                             const struct plan *plan, const struct buf *header, struct product *p,
+                             char ret_hash[HASH_HEX], struct error *err)
 {
     struct file_atomic file = {.fd = -1};
-    enum status rc = file_begin(&file, path, mode, durable, p, err);
+    enum status rc = file_begin(&file, path, old, mode, durable, p, err);
     if (rc)
         return rc;
     produce(p, plan, header, ret_hash);
@@ -253,9 +280,9 @@ static enum status emit_hash(const struct plan *plan, const struct buf *header, 
     return STATUS_OK;
 }
 
-enum status weights_file_emit(const char *path, struct device *d, const struct layout *l, const float *master,
-                              enum dtype dtype, int64_t version, bool durable, char ret_hash[HASH_HEX],
-                              int64_t *ret_bytes, struct error *err)
+enum status weights_file_emit(const char *path, const char *old, struct device *d, const struct layout *l,
+                              const float *master, enum dtype dtype, int64_t version, bool durable,
+                              char ret_hash[HASH_HEX], int64_t *ret_bytes, struct error *err)
 {
     struct plan plan;
     struct buf header = {0};
@@ -271,7 +298,7 @@ enum status weights_file_emit(const char *path, struct device *d, const struct l
                         .master = master,
                         .bytes = header.len + (size_t)plan.data_bytes,
                         .header = header.len};
-    rc = path ? emit_file(path, durable, version < 0 ? 0644 : 0600, &plan, &header, &p, hash, err)
+    rc = path ? emit_file(path, old, durable, version < 0 ? 0644 : 0600, &plan, &header, &p, hash, err)
               : emit_hash(&plan, &header, &p, hash, err);
     if (!rc) {
         memcpy(ret_hash, hash, HASH_HEX);
@@ -289,12 +316,20 @@ enum status weights_file_write(const char *path, struct device *d, const struct 
                                char ret_hash[HASH_HEX], int64_t *ret_bytes, struct error *err)
 {
     assert(version >= 0);
-    return weights_file_emit(path, d, l, master, dtype, version, durable, ret_hash, ret_bytes, err);
+    return weights_file_emit(path, NULL, d, l, master, dtype, version, durable, ret_hash, ret_bytes, err);
+}
+
+enum status weights_file_rewrite(const char *path, const char *old, struct device *d, const struct layout *l,
+                                 const float *master, enum dtype dtype, int64_t version,
+                                 char ret_hash[HASH_HEX], int64_t *ret_bytes, struct error *err)
+{
+    assert(version >= 0);
+    return weights_file_emit(path, old, d, l, master, dtype, version, false, ret_hash, ret_bytes, err);
 }
 
 enum status weights_file_hash(struct device *d, const struct layout *l, const float *master, enum dtype dtype,
                               int64_t version, char ret_hash[HASH_HEX], struct error *err)
 {
     assert(version >= 0);
-    return weights_file_emit(NULL, d, l, master, dtype, version, false, ret_hash, NULL, err);
+    return weights_file_emit(NULL, NULL, d, l, master, dtype, version, false, ret_hash, NULL, err);
 }

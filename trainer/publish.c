@@ -7,6 +7,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <sys/statvfs.h>
 #include <unistd.h>
 
@@ -72,6 +73,20 @@ static void list_all(const struct publish *p, struct listing *l, bool clean)
     list_folder(l, p->shm, prefix, "", clean);
 }
 
+// The pages for the next version.
+static void spare_path(const struct publish *p, char *ret, size_t n)
+{
+    snprintf(ret, n, "%s/ooze-%s-spare", p->shm, p->run);
+}
+
+static void spare_remove(const struct publish *p)
+{
+    char path[RUNCONFIG_PATH + RUNCONFIG_NAME + 16];
+    spare_path(p, path, sizeof path);
+    if (*p->shm)
+        unlink(path);
+}
+
 enum status publish_init(struct publish *p, const char *run_dir, const char *run, const char *shm,
                          struct error *err)
 {
@@ -91,6 +106,7 @@ enum status publish_init(struct publish *p, const char *run_dir, const char *run
         return rc;
     list_all(p, &l, true);
     free(l.files);
+    spare_remove(p);
     return STATUS_OK;
 }
 
@@ -110,6 +126,11 @@ static int64_t file_bytes(const struct trainer *t)
 static bool shm_has_room(const struct publish *p, int64_t bytes)
 {
     struct statvfs s;
+    struct stat spare;
+    char path[RUNCONFIG_PATH + RUNCONFIG_NAME + 16];
+    spare_path(p, path, sizeof path);
+    if (*p->shm && stat(path, &spare) == 0)
+        bytes -= spare.st_size;
     if (!*p->shm || statvfs(p->shm, &s) != 0)
         return false;
     return (int64_t)(s.f_bavail * s.f_frsize) >= bytes + SHM_SPARE;
@@ -133,9 +154,11 @@ enum status publish_weights(const struct publish *p, const struct trainer *t, bo
     shm_prefix(p, prefix, sizeof prefix);
     if (shm_has_room(p, file_bytes(t))) {
         struct error full; // someone else may take the room in between: then the run directory it is
+        char spare[RUNCONFIG_PATH + RUNCONFIG_NAME + 16];
+        spare_path(p, spare, sizeof spare);
         snprintf(path, sizeof path, "%s/%s%lld", p->shm, prefix, (long long)t->step);
-        rc = weights_file_write(path, t->device, &t->layout, t->master, dtype, t->step, false, ret_hash,
-                                ret_bytes, &full);
+        rc = weights_file_rewrite(path, spare, t->device, &t->layout, t->master, dtype, t->step, ret_hash,
+                                  ret_bytes, &full);
     }
     if (rc) {
         snprintf(path, sizeof path, "%s/weights/%lld.safetensors", p->run_dir, (long long)t->step);
@@ -147,6 +170,14 @@ enum status publish_weights(const struct publish *p, const struct trainer *t, bo
     if (!rc)
         memcpy(ret_path, path, strlen(path) + 1);
     return rc;
+}
+
+static bool spare_make(const struct publish *p, const char *path)
+{
+    char spare[RUNCONFIG_PATH + RUNCONFIG_NAME + 16];
+    size_t n = strlen(p->shm);
+    spare_path(p, spare, sizeof spare);
+    return n && strncmp(path, p->shm, n) == 0 && path[n] == '/' && rename(path, spare) == 0;
 }
 
 static int newest_first(const void *a, const void *b)
@@ -165,7 +196,7 @@ void publish_prune(const struct publish *p, int64_t keep)
     for (int i = 0; i < l.n; i++) {
         versions += l.files[i].version != last; // one version may lie in both folders
         last = l.files[i].version;
-        if (versions > keep)
+        if (versions > keep && !(versions == keep + 1 && spare_make(p, l.files[i].path)))
             unlink(l.files[i].path);
     }
     free(l.files);
@@ -180,4 +211,5 @@ void publish_leave(const struct publish *p)
     for (int i = 0; i < l.n; i++)
         unlink(l.files[i].path);
     free(l.files);
+    spare_remove(p);
 }

@@ -2,8 +2,9 @@
 //
 // Where: shared memory (/dev/shm/ooze-<run>-<version>) when it has room for one more file beside those kept, else
 // RUN/weights/<version>.safetensors. Shared memory does not outlive the machine and need not: a resume republishes out of the
-// newest checkpoint. The newest keep_weights files stay, older ones go when a newer one is committed; a clean exit leaves
-// nothing in shared memory.
+// newest checkpoint. The newest keep_weights files stay, older ones go when a newer one is committed; the last of these lends its
+// pages to the next version (/dev/shm/ooze-<run>-spare), if no engine has it mapped any more. A clean exit leaves nothing in
+// shared memory.
 #ifndef TRAINER_PUBLISH_H
 #define TRAINER_PUBLISH_H
 

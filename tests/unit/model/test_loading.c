@@ -12,6 +12,7 @@
 #include <fcntl.h>
 #include <pthread.h>
 #include <stdio.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "base/file.h"
@@ -197,6 +198,61 @@ static void test_every_byte_counts(void **state)
     device_close(d);
 }
 
+// The pages of an old file serve again, but not while anybody can see them.
+static void test_rewrite(void **state)
+{
+    (void)state;
+    struct fixture f;
+    struct stat before, after;
+    struct file_map map;
+    char hash[HASH_HEX], want[HASH_HEX], old[160], next[160];
+    uint8_t *copy;
+    struct device *d = device("auto", 2);
+    fixture_open(&f, true);
+    snprintf(old, sizeof old, "%s/spare", dir);
+    snprintf(next, sizeof next, "%s/next", dir);
+    for (int held = 0; held < 3; held++) { // by nobody, open, mapped
+        assert_int_equal(weights_file_write(old, d, &f.l, f.master, DT_BF16, 1, false, hash, NULL, &err),
+                         STATUS_OK);
+        assert_int_equal(stat(old, &before), 0);
+        int fd = open(old, O_RDONLY);
+        assert_int_equal(file_map_open(old, true, &map, &err), STATUS_OK);
+        copy = mem_alloc(map.len);
+        memcpy(copy, map.data, map.len);
+        if (held != 1)
+            close(fd);
+        if (held != 2)
+            file_map_close(&map);
+        f.master[0] += 1;
+        assert_int_equal(weights_file_hash(d, &f.l, f.master, DT_BF16, 2, want, &err), STATUS_OK);
+        assert_int_equal(weights_file_rewrite(next, old, d, &f.l, f.master, DT_BF16, 2, hash, NULL, &err),
+                         STATUS_OK);
+        assert_string_equal(hash, want);
+        assert_int_equal(stat(next, &after), 0);
+        assert_int_equal(after.st_ino == before.st_ino, held == 0);
+        assert_true((after.st_mode & 0777) == 0600);
+        assert_false(file_exists(old));
+        if (held == 2)
+            assert_memory_equal(copy, map.data, map.len);
+        if (held == 1) {
+            uint8_t *now = mem_alloc((size_t)before.st_size);
+            assert_int_equal(pread(fd, now, (size_t)before.st_size, 0), before.st_size);
+            assert_memory_equal(copy, now, (size_t)before.st_size);
+            mem_free(now);
+            close(fd);
+        }
+        file_map_close(&map);
+        mem_free(copy);
+        assert_int_equal(unlink(next), 0);
+    }
+    // none there: as weights_file_write
+    assert_int_equal(weights_file_rewrite(next, old, d, &f.l, f.master, DT_BF16, 2, hash, NULL, &err),
+                     STATUS_OK);
+    assert_string_equal(hash, want);
+    fixture_close(&f);
+    device_close(d);
+}
+
 static int setup(void **state)
 {
     (void)state;
@@ -217,6 +273,7 @@ static int teardown(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {cmocka_unit_test(test_threads),
-                                       cmocka_unit_test(test_every_byte_counts)};
+                                       cmocka_unit_test(test_every_byte_counts),
+                                       cmocka_unit_test(test_rewrite)};
     return cmocka_run_group_tests(tests, setup, teardown);
 }
