@@ -162,7 +162,8 @@ void stage_on_commit(struct orch *o)
 {
     int64_t done = o->committed_steps - stage_first_step(o, o->stage.index);
     char label[48];
-    if (o->stopping)
+    // One that was prepared before the stop brings no checkpoint: the next does, or the trainer is asked for one.
+    if (o->stopping && o->step.recorded_checkpoint)
         o->stage.stop_step_done = true;
     if (step_evaluates(o, done - 1) && !o->stopping) {
         snprintf(label, sizeof label, "step:%lld", (long long)o->committed_steps);

@@ -269,6 +269,17 @@ static void on_prepare(struct fake_trainer *t, const struct msg_prepare *p)
     }
 }
 
+static void write_checkpoint(struct fake_trainer *t)
+{
+    char at[400];
+    chain_file("checkpoints", &t->chain, at, sizeof at);
+    struct msg note = {
+        .type = MSG_CHECKPOINT,
+        .checkpoint = {.epoch = t->epoch, .step = t->chain.step, .path = at, .hash = t->chain.hash}};
+    say(t->wire, &note);
+    t->checkpoint = false;
+}
+
 static void on_commit(struct fake_trainer *t, const struct msg_commit_ack *a)
 {
     if (a->step == SFT_STEPS - 1 && faults == LOST_ACK) {
@@ -282,15 +293,8 @@ static void on_commit(struct fake_trainer *t, const struct msg_commit_ack *a)
     if (a->result == COMMIT_FENCED && faults == HANGS)
         _exit(7);
     REQUIRE(a->result == COMMIT_OK || faults == OTHER_BITS);
-    if (t->checkpoint && a->step == t->chain.step - 1) {
-        char at[400];
-        chain_file("checkpoints", &t->chain, at, sizeof at);
-        struct msg note = {
-            .type = MSG_CHECKPOINT,
-            .checkpoint = {.epoch = t->epoch, .step = t->chain.step, .path = at, .hash = t->chain.hash}};
-        say(t->wire, &note);
-        t->checkpoint = false;
-    }
+    if (t->checkpoint && a->step == t->chain.step - 1)
+        write_checkpoint(t);
 }
 
 static int trainer_main(int restarts)
@@ -315,6 +319,8 @@ static int trainer_main(int restarts)
             on_check(&t, &m.check);
         if (m.type == MSG_TRACE)
             on_trace(&t, &m.trace);
+        if (m.type == MSG_CHECKPOINT && !m.checkpoint.path[0] && m.checkpoint.step == t.chain.step)
+            write_checkpoint(&t); // asked for
         if (m.type == MSG_CHECKPOINT)
             for (int32_t i = 0; i < m.checkpoint.n_prune; i++)
                 REQUIRE(unlink(m.checkpoint.prune[i]) == 0);
