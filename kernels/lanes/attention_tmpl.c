@@ -27,12 +27,42 @@ static tile_fn *const PART[3][TILE_ROWS] = {
 // two blocks of keys or 64 columns of values at once.
 #define FEW_ROWS (TILE_ROWS / 4)
 #define FEW_COLS 4
+
+// tile_chain of FEW_COLS columns. Pages lie anywhere, and no hardware prefetcher knows the next one: a row of b asks for its like in
+// the blocks ahead, whose two halves of the columns begin at ahead[0] and ahead[1].
+ALWAYS void few_chain(const int rows, const enum dtype t, int64_t n_k, const struct operands *o,
+                      const char *const *ahead, v16 *acc)
+{
+    const char *b = o->b, *ahead0 = ahead[0], *ahead1 = ahead[1];
+    const int64_t step = o->b_k * (int64_t)dtype_bytes(t);
+    for (int64_t k = 0; k < n_k; k++, b += step, ahead0 += step, ahead1 += step) {
+        v16 bv[FEW_COLS];
+#pragma GCC unroll 4
+        for (int v = 0; v < FEW_COLS; v++)
+            bv[v] = tile_load(t, b, v / 2 * o->b_pair + v % 2 * 16);
+        __builtin_prefetch(ahead0);
+        __builtin_prefetch(ahead1);
+        if (t == DT_F32) {
+            __builtin_prefetch(ahead0 + 64);
+            __builtin_prefetch(ahead1 + 64);
+        }
+#pragma GCC unroll 16
+        for (int r = 0; r < rows; r++) {
+            v16 av = v_set(o->a[r * o->a_row + k]);
+#pragma GCC unroll 4
+            for (int v = 0; v < FEW_COLS; v++)
+                acc[r * FEW_COLS + v] = v_fma(av, bv[v], acc[r * FEW_COLS + v]);
+        }
+    }
+}
+
 #define FEW_DEFINE(rows, name, t)                                                                            \
-    static void few_##name##_##rows(int64_t n_k, const struct operands *o, float *c, int64_t ldc)            \
+    static void few_##name##_##rows(int64_t n_k, const struct operands *o, const char *const *ahead,         \
+                                    float *c, int64_t ldc)                                                   \
     {                                                                                                        \
         v16 acc[(rows)*FEW_COLS];                                                                            \
         _Pragma("GCC unroll 16") for (int i = 0; i < (rows)*FEW_COLS; i++) acc[i] = v_zero();                \
-        tile_chain(rows, FEW_COLS, t, n_k, o, -1, acc);                                                      \
+        few_chain(rows, t, n_k, o, ahead, acc);                                                              \
         _Pragma("GCC unroll 16") for (int i = 0; i < (rows)*FEW_COLS; i++)                                   \
             v_store(c + i / FEW_COLS * ldc + i % FEW_COLS * 16, acc[i]);                                     \
     }
@@ -45,7 +75,7 @@ static tile_fn *const PART[3][TILE_ROWS] = {
 FEW_EACH(FEW_DEFINE, f32, DT_F32)
 FEW_EACH(FEW_DEFINE, bf16, DT_BF16)
 FEW_EACH(FEW_DEFINE, fp8, DT_FP8)
-typedef void few_fn(int64_t n_k, const struct operands *o, float *c, int64_t ldc);
+typedef void few_fn(int64_t n_k, const struct operands *o, const char *const *ahead, float *c, int64_t ldc);
 static few_fn *const FEW[3][FEW_ROWS] = {
     {FEW_EACH(FEW_NAME, f32)}, {FEW_EACH(FEW_NAME, bf16)}, {FEW_EACH(FEW_NAME, fp8)}};
 
@@ -71,23 +101,28 @@ struct rows {
     int64_t row[TILE_ROWS], pos[TILE_ROWS]; // row of q, position; positions ascend
     int head[TILE_ROWS];
     float m[16], l[16], shrink[2][16];
+    int64_t blocks;              // that they see
+    const struct attn_seq *next; // whose keys and values are wanted after these, of head next_g
+    int64_t next_g;
     int64_t dim_pad;
     float *q, *s, *t,
         *o; // [n, dim_pad], [n, 2 * ATTN_BLOCK]: two blocks side by side, [n, dim_pad], [n, dim_pad]
 };
 
-// c[rows, n_cols] = (fresh ? 0 : c) + a b, for any width.
+// c[rows, n_cols] = (fresh ? 0 : c) + a b, for any width. ahead: what few rows ask for, of b's shape.
 static void product(enum dtype t, int rows, int64_t n_k, const float *a, int64_t a_row, const void *b,
-                    int64_t b_k, int64_t n_cols, float *c, int64_t ldc, bool fresh)
+                    const char *ahead, int64_t b_k, int64_t n_cols, float *c, int64_t ldc, bool fresh)
 {
     struct operands o = {.a = a, .a_row = a_row, .a_k = 1, .b_k = b_k, .b_pair = 32};
     for (int64_t j = 0, width; j < n_cols; j += width) {
         o.b = (const char *)b + j * (int64_t)dtype_bytes(t);
         bool few = fresh && rows <= FEW_ROWS && n_cols - j >= 16 * FEW_COLS;
         width = few ? 16 * FEW_COLS : TILE_WIDTH;
-        if (few)
-            FEW[t][rows - 1](n_k, &o, c + j, ldc);
-        else if (n_cols - j >= TILE_WIDTH)
+        if (few) {
+            const char *const next[] = {ahead + j * (int64_t)dtype_bytes(t),
+                                        ahead + (j + 32) * (int64_t)dtype_bytes(t)};
+            FEW[t][rows - 1](n_k, &o, next, c + j, ldc);
+        } else if (n_cols - j >= TILE_WIDTH)
             FULL[t][rows - 1](n_k, &o, -1, c + j, ldc, fresh);
         else
             PART[t][rows - 1](n_k, &o, n_cols - j, c + j, ldc, fresh);
@@ -188,24 +223,51 @@ static int64_t block_slot(const struct attn_cache *c, int64_t block)
     return block * ATTN_BLOCK % c->page_tokens;
 }
 
+// Where the keys (or values) of a block lie; of one past the end, those of what comes next.
+static const char *keys_at(const struct attention *a, const struct attn_seq *s, int64_t g, int64_t block)
+{
+    return (const char *)a->c->k +
+           (block_page(a->c, s, g, block) + block_slot(a->c, block)) * (int64_t)dtype_bytes(a->c->dtype);
+}
+static const char *values_at(const struct attention *a, const struct attn_seq *s, int64_t g, int64_t block)
+{
+    return (const char *)a->c->v +
+           (block_page(a->c, s, g, block) + block_slot(a->c, block) * a->c->head_dim) *
+               (int64_t)dtype_bytes(a->c->dtype);
+}
+typedef const char *block_fn(const struct attention *a, const struct attn_seq *s, int64_t g, int64_t block);
+static const char *ahead_of(const struct attention *a, const struct attn_seq *s, int64_t g,
+                            const struct rows *r, int64_t block, block_fn *at)
+{
+    if (block < r->blocks)
+        return at(a, s, g, block);
+    int64_t last = (r->next->pos0 + r->next->n_rows - 1) / ATTN_BLOCK;
+    return at(a, r->next, r->next_g, min_i64(block - r->blocks, last));
+}
+
 // q k of one block, or of two for few rows.
 static void tile_scores(const struct attention *a, const struct attn_seq *s, int64_t g, struct rows *r,
                         int64_t block, int n_blocks)
 {
     const struct attn_cache *c = a->c;
     int i0 = block_rows(r, block), n = r->n - i0;
-    int64_t at = block_page(c, s, g, block) + block_slot(c, block);
-    const char *k = (const char *)c->k + at * (int64_t)dtype_bytes(c->dtype);
+    const char *k = keys_at(a, s, g, block);
     const float *q = r->q + i0 * r->dim_pad;
     float *to = r->s + i0 * LD_SCORES;
     if (n_blocks == 1) {
-        product(c->dtype, n, c->head_dim, q, r->dim_pad, k, c->page_tokens, ATTN_BLOCK, to, LD_SCORES, true);
+        product(c->dtype, n, c->head_dim, q, r->dim_pad, k, k, c->page_tokens, ATTN_BLOCK, to, LD_SCORES,
+                true);
         return;
     }
-    int64_t next = block_page(c, s, g, block + 1) + block_slot(c, block + 1);
-    struct operands o = {
-        .a = q, .a_row = r->dim_pad, .a_k = 1, .b = k, .b_k = c->page_tokens, .b_pair = next - at};
-    FEW[c->dtype][n - 1](c->head_dim, &o, to, LD_SCORES);
+    const char *const ahead[] = {ahead_of(a, s, g, r, block + 2, keys_at),
+                                 ahead_of(a, s, g, r, block + 3, keys_at)};
+    struct operands o = {.a = q,
+                         .a_row = r->dim_pad,
+                         .a_k = 1,
+                         .b = k,
+                         .b_k = c->page_tokens,
+                         .b_pair = (keys_at(a, s, g, block + 1) - k) / (int64_t)dtype_bytes(c->dtype)};
+    FEW[c->dtype][n - 1](c->head_dim, &o, ahead, to, LD_SCORES);
 }
 
 // o = o shrink + p v of one block, p in the place of its scores.
@@ -214,20 +276,21 @@ static void tile_values(const struct attention *a, const struct attn_seq *s, int
 {
     const struct attn_cache *c = a->c;
     int64_t dim = c->head_dim, size = (int64_t)dtype_bytes(c->dtype);
-    const char *v = (const char *)c->v + (block_page(c, s, g, block) + block_slot(c, block) * dim) * size;
+    const char *v = values_at(a, s, g, block);
+    const char *ahead = r->n <= FEW_ROWS ? ahead_of(a, s, g, r, block + 2, values_at) : v;
     const float *p = r->s + which * ATTN_BLOCK;
     int i0 = block_rows(r, block);
     // Keys that every row sees go together; what later rows see beyond them continues each row's chain.
     int common = visible(r, i0, block);
-    product(c->dtype, r->n - i0, common, p + i0 * LD_SCORES, LD_SCORES, v, dim, dim, r->t + i0 * r->dim_pad,
-            r->dim_pad, true);
+    product(c->dtype, r->n - i0, common, p + i0 * LD_SCORES, LD_SCORES, v, ahead, dim, dim,
+            r->t + i0 * r->dim_pad, r->dim_pad, true);
     for (int i = i0, same; i < r->n; i += same) {
         for (same = 1; i + same < r->n && r->pos[i + same] == r->pos[i];)
             same++;
         int more = visible(r, i, block) - common;
         if (more > 0)
-            product(c->dtype, same, more, p + i * LD_SCORES + common, LD_SCORES, v + common * dim * size, dim,
-                    dim, r->t + i * r->dim_pad, r->dim_pad, false);
+            product(c->dtype, same, more, p + i * LD_SCORES + common, LD_SCORES, v + common * dim * size, v,
+                    dim, dim, r->t + i * r->dim_pad, r->dim_pad, false);
     }
     for (int i = i0; i < r->n; i++) {
         v16 shrink = v_set(r->shrink[which][i]);
@@ -251,10 +314,12 @@ static void tile_blocks(const struct attention *a, const struct attn_seq *s, int
 }
 
 static void tile_rows(const struct attention *a, const struct attn_seq *s, int64_t g, int64_t tile,
-                      float *scratch)
+                      const struct attn_seq *next, int64_t next_g, float *scratch)
 {
     int64_t total = (int64_t)s->n_rows * a->group, first = tile * TILE_ROWS, dim = a->c->head_dim;
     struct rows r = {.n = (int)min_i64(TILE_ROWS, total - first),
+                     .next = next,
+                     .next_g = next_g,
                      .dim_pad = ceil_div(dim, TILE_WIDTH) * TILE_WIDTH};
     r.q = scratch;
     r.t = r.q + TILE_ROWS * r.dim_pad;
@@ -273,9 +338,9 @@ static void tile_rows(const struct attention *a, const struct attn_seq *s, int64
             v_store(r.o + i * r.dim_pad + j, v_zero());
         }
     }
-    int64_t blocks = r.pos[r.n - 1] / ATTN_BLOCK + 1;
-    for (int64_t b = 0, n; b < blocks; b += n) {
-        n = r.n <= FEW_ROWS && b + 1 < blocks ? 2 : 1;
+    r.blocks = r.pos[r.n - 1] / ATTN_BLOCK + 1;
+    for (int64_t b = 0, n; b < r.blocks; b += n) {
+        n = r.n <= FEW_ROWS && b + 1 < r.blocks ? 2 : 1;
         tile_blocks(a, s, g, &r, b, (int)n);
     }
     for (int i = 0; i < r.n; i++) {
@@ -299,7 +364,9 @@ static void attention_units(void *ctx, int64_t begin, int64_t end, int thread)
         while (a->first[s + 1] <= u)
             s++;
         int64_t tiles = ceil_div((int64_t)a->seqs[s].n_rows * a->group, TILE_ROWS), i = u - a->first[s];
-        tile_rows(a, &a->seqs[s], i / tiles, i % tiles, scratch);
+        int64_t g = (i + 1) / tiles;
+        bool more = g < a->c->n_kv || s + 1 == a->n_seqs;
+        tile_rows(a, &a->seqs[s], i / tiles, i % tiles, &a->seqs[more ? s : s + 1], g % a->c->n_kv, scratch);
     }
 }
 
