@@ -281,7 +281,8 @@ enum status checkpoint_read(struct trainer *t, const char *dir, const char *expe
     float *master = NULL;
     size_t bytes = (size_t)t->layout.total * sizeof(float);
     enum status rc = state_read(dir, expect_hash, &s, err);
-    if (!rc && strcmp(s.numerics_id, t->device->numerics_id) != 0)
+    bool strict = t->config->check.numerics == RUN_NUMERICS_STRICT;
+    if (!rc && strict && strcmp(s.numerics_id, t->device->numerics_id) != 0)
         rc = error_set(
             err, STATUS_REFUSED,
             "checkpoint %s was computed by \"%s\", this trainer computes by \"%s\": resuming would not "
