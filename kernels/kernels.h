@@ -58,7 +58,7 @@ struct attn_seq {
 struct attn_cache {
     enum dtype dtype; // DT_F32, DT_BF16 or DT_FP8
     int32_t page_tokens, n_kv, head_dim;
-    void *k, *v;
+    void *k, *v;              // from device_alloc: 64-byte aligned
     float *k_scale, *v_scale; // DT_FP8, else NULL
 };
 

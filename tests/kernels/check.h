@@ -40,6 +40,7 @@ struct check {
     void *kept[64];             // what check_alloc gave for the shape at hand
     int n_kept;
     int shapes[OPS][6]; // [op][twin]
+    bool aligned; // outputs start at 64 bytes, as device_alloc gives them; else often at their element's size
 };
 
 static inline struct device *check_open(const char *isa, int threads)
@@ -297,7 +298,7 @@ static inline void output_run(struct check *c, struct device *d, op_fn *fn, void
     for (int i = 0; i < n; i++) {
         const struct output *o = &outs[i];
         size_t bytes = o->rows ? (size_t)((o->rows - 1) * o->ld + o->width) * o->size : 0;
-        ret[i] = guarded_at(bytes, o->size * rng_below(&c->rng, 64 / o->size));
+        ret[i] = guarded_at(bytes, c->aligned ? 0 : o->size * rng_below(&c->rng, 64 / o->size));
         p[i] = ret[i].p;
         if (bytes)
             memcpy(p[i], o->init, bytes);

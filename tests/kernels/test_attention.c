@@ -291,7 +291,9 @@ static void test_attention(void **state)
                                  {"kv_write values", 1, pages * b.dim, pages * b.dim, (size_t)size, nan},
                                  {"kv_write key scales", 1, pages, pages, 4, nan},
                                  {"kv_write value scales", 1, pages, pages, 4, nan}};
+        check.aligned = true;
         check_op(&check, OP(kv_write), op_write, &b, 4, cache, own_write);
+        check.aligned = false;
         struct output out[] = {
             {"attention", b.rows, b.n_heads * b.dim, b.ldo, 4, check_floats(&check, b.rows * b.ldo, 1, 0)},
             {"attention lse", 1, b.rows * b.n_heads, b.rows * b.n_heads, 4,
