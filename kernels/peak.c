@@ -1,6 +1,8 @@
 // The arithmetic peak of the processor: see peak.h. The caller's thread works together with the device's pool.
 #include "kernels/peak.h"
 
+#include <stdatomic.h>
+
 #include "base/clock.h"
 
 #define CHAINS 24     // independent accumulators: latency times throughput, twice over
@@ -29,7 +31,7 @@ LOOP_DEFINE(dot_wide, "avx512f,avx512bf16", wide, CHAINS, "vdpbf16ps")
 
 struct loop {
     float (*fn)(int64_t n);
-    volatile float sink;
+    _Atomic float sink; // of whichever thread ends last
 };
 
 static float scalar_chains(int64_t n)
@@ -47,7 +49,7 @@ static void loop_task(void *ctx, int task, int thread)
     (void)task;
     (void)thread;
     struct loop *l = ctx;
-    l->sink = l->fn(ROUNDS);
+    atomic_store_explicit(&l->sink, l->fn(ROUNDS), memory_order_relaxed);
 }
 
 // flops: of one round on one thread.

@@ -177,8 +177,13 @@ static void test_oversubscribed(void **state)
     for (int i = 0; i < 6; i++)
         assert_int_equal(r.count[i], 100);
     assert_int_equal(r.wrong_thread, 0);
-    if (share > 0.2) // everybody sleeps nearly all the time
+#if !defined(__SANITIZE_THREAD__) &&                                                                         \
+    !defined(__SANITIZE_ADDRESS__) // their bookkeeping at each wake-up would be counted too
+    if (share > 0.2)               // everybody sleeps nearly all the time
         fail_msg("six threads waiting for one another used %.0f %% of a core", 100 * share);
+#else
+    (void)share;
+#endif
     pool_close(p);
     assert_int_equal(sched_setaffinity(0, sizeof before, &before), 0);
 }
