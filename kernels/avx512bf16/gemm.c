@@ -12,7 +12,7 @@
 ALWAYS void pair_chain(const int rows, const int cols, const enum dtype t, const struct gemm_pass *p,
                        int64_t k, int64_t n_pairs, const float *x, const char *w, int64_t panel, v16 *acc)
 {
-    const int64_t ldx = p->ldx, ahead_step = p->ahead_step;
+    const int64_t ldx = p->ldx, ahead_step = p->ahead_step, reach = p->reach;
     const char *ahead = p->ahead + (k - p->k0) / 2 * ahead_step;
     const int64_t step = 2 * PANEL * (int64_t)dtype_bytes(t);
     for (int64_t i = 0; i < n_pairs; i++, w += step) {
@@ -24,6 +24,11 @@ ALWAYS void pair_chain(const int rows, const int cols, const enum dtype t, const
         }
 #pragma GCC unroll 8
         for (int v = 0; v < cols; v += 2) {
+            if (cols > TILE_COLS) {
+                __builtin_prefetch(w + v / 2 * panel + reach, 0, 2);
+                if (t == DT_BF16)
+                    __builtin_prefetch(w + v / 2 * panel + reach + 64, 0, 2);
+            }
             if (t == DT_FP8) {
                 widen_pairs((const uint8_t *)w + v / 2 * panel, &b[v], &b[v + 1]);
             } else {
@@ -75,32 +80,20 @@ ALWAYS void fp8_tile(const int rows, const int cols, const struct gemm_pass *p, 
     gemm_end(rows, cols, p, r0, n, total);
 }
 
-#define NARROW_DEFINE(rows, name)                                                                            \
-    static void name##_##rows(const struct gemm_pass *p, int64_t r0, int64_t n)                              \
+#define TILE_DEFINE(name, t, rows, cols)                                                                     \
+    static void name##_##rows##_##cols(const struct gemm_pass *p, int64_t r0, int64_t n)                     \
     {                                                                                                        \
-        name##_tile(rows, TILE_COLS, p, r0, n);                                                              \
+        name##_tile(rows, cols, p, r0, n);                                                                   \
     }
-#define WIDE_DEFINE(rows, name)                                                                              \
-    static void name##_wide_##rows(const struct gemm_pass *p, int64_t r0, int64_t n)                         \
-    {                                                                                                        \
-        name##_tile(rows, TILE_WIDE(rows), p, r0, n);                                                        \
-    }
-#define SIX(X, name) X(1, name) X(2, name) X(3, name) X(4, name) X(5, name) X(6, name)
-#define TWELVE(X, name)                                                                                      \
-    SIX(X, name)                                                                                             \
-    X(7, name) X(8, name) X(9, name) X(10, name) X(11, name) X(12, name)
-#define NARROW_NAME(rows, name) name##_##rows,
-#define WIDE_NAME(rows, name)   name##_wide_##rows,
-TWELVE(NARROW_DEFINE, bf16)
-TWELVE(NARROW_DEFINE, fp8)
-SIX(WIDE_DEFINE, bf16)
-SIX(WIDE_DEFINE, fp8)
+#define TILE_NAME(name, t, rows, cols) name##_##rows##_##cols,
+GEMM_TILES(TILE_DEFINE, bf16, DT_BF16)
+GEMM_TILES(TILE_DEFINE, fp8, DT_FP8)
 
-static gemm_fn *gemm_pick(enum dtype t, int64_t rows, bool wide)
+static gemm_fn *gemm_pick(enum dtype t, int64_t rows, int64_t cols)
 {
-    static gemm_fn *const narrow[2][12] = {{TWELVE(NARROW_NAME, bf16)}, {TWELVE(NARROW_NAME, fp8)}};
-    static gemm_fn *const wides[2][6] = {{SIX(WIDE_NAME, bf16)}, {SIX(WIDE_NAME, fp8)}};
-    return wide ? wides[t == DT_FP8][rows - 1] : narrow[t == DT_FP8][rows - 1];
+    static gemm_fn *const tiles[2][GEMM_TILE_COUNT] = {{GEMM_TILES(TILE_NAME, bf16, DT_BF16)},
+                                                       {GEMM_TILES(TILE_NAME, fp8, DT_FP8)}};
+    return tiles[t == DT_FP8][gemm_tile_index(rows, cols)];
 }
 
 // x as pairs of bf16, rows padded to whole pairs.

@@ -12,6 +12,15 @@
 #define GEMM_COLUMNS 768
 #define GEMM_BIG     ((int64_t)8 << 20)
 
+// Up to TILE_WIDE_ROWS rows: what counts is that the weights stream. A range of columns is worth a thread from FEW_LEAST bytes of weights
+// on and cut further from FEW_MOST on: every cut begins cold. A tile asks for the next one's weights if they are FEW_REACH bytes away at
+// most, else FEW_NEAR bytes ahead in its own panels.
+#define FEW_LEAST ((int64_t)40 << 10)
+#define FEW_MOST  ((int64_t)2 << 20)
+#define FEW_REACH ((int64_t)256 << 10)
+#define FEW_NEAR  1536
+#define VECTORS   (PANEL / 16) // of a panel
+
 struct gemm {
     struct device *d;
     const struct gemm_weight *w;
@@ -22,7 +31,7 @@ struct gemm {
     bool accumulate;
     float *y;
     int64_t ldy;
-    // m > GEMM_CHUNK: tasks are (chunk of rows, range of columns)
+    // m > GEMM_CHUNK or m <= TILE_WIDE_ROWS: tasks are (chunk of rows, range of columns)
     int64_t chunks, ranges;
 };
 
@@ -36,13 +45,41 @@ struct gemm_pass {
     int64_t n0;
     const char *ahead;  // a tile asks for two lines a step from here …
     int64_t ahead_step; // … and moves on by 128 bytes, or 0: nothing is wanted
+    int64_t reach;      // a wide tile asks for the weights so many bytes beyond those it reads
 };
 
 // Rows [m0 + r, …) of y, columns from n.
 typedef void gemm_fn(const struct gemm_pass *p, int64_t r, int64_t n);
 
-// The tile of this height: TILE_COLS vectors wide, or TILE_WIDE(rows).
-static gemm_fn *gemm_pick(enum dtype t, int64_t rows, bool wide);
+// The tile of this height and of so many vectors: TILE_COLS, or whole panels up to TILE_WIDE(rows).
+static gemm_fn *gemm_pick(enum dtype t, int64_t rows, int64_t cols);
+
+// Every tile there is, as X(name, dtype, rows, cols), and where it stands in that list.
+#define GEMM_TILES_3(X, name, t, cols) X(name, t, 1, cols) X(name, t, 2, cols) X(name, t, 3, cols)
+#define GEMM_TILES_6(X, name, t, cols)                                                                       \
+    GEMM_TILES_3(X, name, t, cols) X(name, t, 4, cols) X(name, t, 5, cols) X(name, t, 6, cols)
+#define GEMM_TILES_12(X, name, t, cols)                                                                      \
+    GEMM_TILES_6(X, name, t, cols)                                                                           \
+    X(name, t, 7, cols)                                                                                      \
+    X(name, t, 8, cols) X(name, t, 9, cols) X(name, t, 10, cols) X(name, t, 11, cols) X(name, t, 12, cols)
+#if TILE_ROWS == 12
+#define GEMM_TILE_COUNT 24
+#define GEMM_TILES(X, name, t)                                                                               \
+    GEMM_TILES_12(X, name, t, 2)                                                                             \
+    GEMM_TILES_6(X, name, t, 4) GEMM_TILES_3(X, name, t, 6) GEMM_TILES_3(X, name, t, 8)
+static inline int64_t gemm_tile_index(int64_t rows, int64_t cols)
+{
+    return (cols == 2 ? 0 : cols == 4 ? 12 : cols == 6 ? 18 : 21) + rows - 1;
+}
+#else
+#define GEMM_TILE_COUNT        9
+#define GEMM_TILES(X, name, t) GEMM_TILES_6(X, name, t, 1) X(name, t, 1, 2) X(name, t, 2, 2) X(name, t, 1, 4)
+static inline int64_t gemm_tile_index(int64_t rows, int64_t cols)
+{
+    return (cols == 1 ? 0 : cols == 2 ? 6 : 8) + rows - 1;
+}
+#endif
+
 // Inputs [k0, k1) of rows [m0, m0 + m) of x as the tiles want them: in place, or rounded into `to`, which has room for m (k1 - k0 + 1)
 // 32-bit units.
 static const float *gemm_operand(const struct gemm *g, int64_t m0, int64_t m, int64_t k0, int64_t k1,
@@ -120,22 +157,28 @@ ALWAYS void gemm_end(const int rows, const int cols, const struct gemm_pass *p, 
     }
 }
 
-// Columns [n0, n1) of a pass; n0 is a multiple of PANEL. While the first tile of a panel computes, the next panel comes in; while the
-// others do, the rows of x at `x_ahead` that the next chunk begins with.
-static void gemm_panels(struct gemm_pass *p, int64_t n0, int64_t n1, const char *x_ahead, const char *x_end)
+// Columns [n0, n1) of a pass of few rows: one pass over the weights in tiles of about equal width, several panels in flight.
+static void gemm_few(struct gemm_pass *p, int64_t n0, int64_t n1)
 {
     const struct gemm *g = p->g;
-    const enum dtype t = g->w->dtype;
-    const int64_t tiles = ceil_div(p->m, TILE_ROWS);
-    int64_t n = n0;
-    p->ahead = (const char *)p->x;
-    p->ahead_step = 0;
-    if (p->m <= TILE_WIDE_ROWS) { // one pass over the weights, several panels in flight
-        const int64_t step = 16 * TILE_WIDE((int)p->m);
-        for (; n + step <= ceil_div(n1, PANEL) * PANEL; n += step)
-            gemm_pick(t, p->m, true)(p, 0, n);
+    const int64_t panels = ceil_div(n1 - n0, PANEL), tiles = ceil_div(panels * VECTORS, TILE_WIDE((int)p->m));
+    const int64_t panel = gemm_weights(g, PANEL, 0) - gemm_weights(g, 0, 0);
+    for (int64_t i = 0; i < tiles; i++) {
+        int64_t a = panels * i / tiles, b = panels * (i + 1) / tiles, next = (b - a) * panel;
+        p->reach = i + 1 < tiles && next <= FEW_REACH ? next : FEW_NEAR;
+        p->ahead = gemm_weights(g, n0 + a * PANEL, p->k0) + p->reach; // one panel wide: the same
+        p->ahead_step = 2 * PANEL * (int64_t)dtype_bytes(g->w->dtype);
+        gemm_pick(g->w->dtype, p->m, (b - a) * VECTORS)(p, 0, n0 + a * PANEL);
     }
-    for (; n < n1; n += 16 * TILE_COLS)
+}
+
+// Columns [n0, n1) of a pass of more rows; n0 is a multiple of PANEL. While the first tile of a panel computes, the next panel comes in;
+// while the others do, the rows of x at `x_ahead` that the next chunk begins with.
+static void gemm_many(struct gemm_pass *p, int64_t n0, int64_t n1, const char *x_ahead, const char *x_end)
+{
+    const struct gemm *g = p->g;
+    const int64_t tiles = ceil_div(p->m, TILE_ROWS);
+    for (int64_t n = n0; n < n1; n += 16 * TILE_COLS)
         for (int64_t i = 0; i < tiles; i++) { // tiles of about equal height
             int64_t r0 = p->m * i / tiles, r1 = p->m * (i + 1) / tiles;
             p->ahead_step = 128;
@@ -148,7 +191,7 @@ static void gemm_panels(struct gemm_pass *p, int64_t n0, int64_t n1, const char 
                 p->ahead = (const char *)p->x;
                 p->ahead_step = 0;
             }
-            gemm_pick(t, r1 - r0, false)(p, r0, n);
+            gemm_pick(g->w->dtype, r1 - r0, TILE_COLS)(p, r0, n);
         }
 }
 
@@ -175,7 +218,10 @@ static void gemm_chunk(const struct gemm *g, int64_t m0, int64_t m, int64_t n0, 
                 ahead = (const char *)(g->x + next * g->ldx);
                 end = (const char *)(g->x + min_i64(next + m, g->m) * g->ldx);
             }
-            gemm_panels(&p, p.n0, min_i64(p.n0 + columns, n1), ahead, end);
+            if (m <= TILE_WIDE_ROWS)
+                gemm_few(&p, p.n0, min_i64(p.n0 + columns, n1));
+            else
+                gemm_many(&p, p.n0, min_i64(p.n0 + columns, n1), ahead, end);
         }
 }
 
@@ -205,6 +251,12 @@ static void gemm_run(struct device *d, const struct gemm_weight *w, int64_t m, c
     struct gemm g = {d, w, m, x, ldx, bias, accumulate, y, ldy, 1, 1};
     const int64_t threads = pool_threads(d->pool), bytes = w->n * w->k * (int64_t)dtype_bytes(w->dtype);
     const int64_t chunk = bytes > GEMM_BIG ? 2 * GEMM_CHUNK : GEMM_CHUNK;
+    if (m <= TILE_WIDE_ROWS) {
+        int64_t each = threads == 1 ? 1 : min_i64(max_i64(bytes / threads / FEW_MOST, 1), 8);
+        g.ranges = max_i64(min_i64(min_i64(threads * each, ceil_div(w->n, PANEL)), bytes / FEW_LEAST), 1);
+        pool_run(d->pool, (int)g.ranges, gemm_task, &g);
+        return;
+    }
     if (m <= GEMM_CHUNK) {
         // A panel's time: its products, or at least its way here (out of the caches or out of memory).
         double near = w->dtype == DT_FP8     ? 0.045

@@ -36,41 +36,23 @@ ALWAYS void gemm_tile(const int rows, const int cols, const enum dtype t, const 
     gemm_end(rows, cols, p, r0, n, acc);
 }
 
-#define GEMM_DEFINE(rows, name, t)                                                                           \
-    static void gemm_##name##_##rows(const struct gemm_pass *p, int64_t r0, int64_t n)                       \
+#define GEMM_DEFINE(name, t, rows, cols)                                                                     \
+    static void gemm_##name##_##rows##_##cols(const struct gemm_pass *p, int64_t r0, int64_t n)              \
     {                                                                                                        \
-        gemm_tile(rows, TILE_COLS, t, p, r0, n);                                                             \
+        gemm_tile(rows, cols, t, p, r0, n);                                                                  \
     }
-#define GEMM_DEFINE_WIDE(rows, name, t)                                                                      \
-    static void gemm_##name##_wide_##rows(const struct gemm_pass *p, int64_t r0, int64_t n)                  \
-    {                                                                                                        \
-        gemm_tile(rows, TILE_WIDE(rows), t, p, r0, n);                                                       \
-    }
-#define GEMM_NAME(rows, name)      gemm_##name##_##rows,
-#define GEMM_NAME_WIDE(rows, name) gemm_##name##_wide_##rows,
-#if TILE_WIDE_ROWS == 6
-#define WIDE_EACH(X, ...)                                                                                    \
-    X(1, __VA_ARGS__)                                                                                        \
-    X(2, __VA_ARGS__) X(3, __VA_ARGS__) X(4, __VA_ARGS__) X(5, __VA_ARGS__) X(6, __VA_ARGS__)
-#else
-#define WIDE_EACH(X, ...) X(1, __VA_ARGS__) X(2, __VA_ARGS__)
-#endif
+#define GEMM_NAME(name, t, rows, cols) gemm_##name##_##rows##_##cols,
 
-TILE_EACH(GEMM_DEFINE, f32, DT_F32)
-TILE_EACH(GEMM_DEFINE, bf16, DT_BF16)
-TILE_EACH(GEMM_DEFINE, fp8, DT_FP8)
-WIDE_EACH(GEMM_DEFINE_WIDE, f32, DT_F32)
-WIDE_EACH(GEMM_DEFINE_WIDE, bf16, DT_BF16)
-WIDE_EACH(GEMM_DEFINE_WIDE, fp8, DT_FP8)
+GEMM_TILES(GEMM_DEFINE, f32, DT_F32)
+GEMM_TILES(GEMM_DEFINE, bf16, DT_BF16)
+GEMM_TILES(GEMM_DEFINE, fp8, DT_FP8)
 
-static gemm_fn *const NARROW[3][TILE_ROWS] = {
-    {TILE_EACH(GEMM_NAME, f32)}, {TILE_EACH(GEMM_NAME, bf16)}, {TILE_EACH(GEMM_NAME, fp8)}};
-static gemm_fn *const WIDE[3][TILE_WIDE_ROWS] = {
-    {WIDE_EACH(GEMM_NAME_WIDE, f32)}, {WIDE_EACH(GEMM_NAME_WIDE, bf16)}, {WIDE_EACH(GEMM_NAME_WIDE, fp8)}};
-
-static gemm_fn *gemm_pick(enum dtype t, int64_t rows, bool wide)
+static gemm_fn *gemm_pick(enum dtype t, int64_t rows, int64_t cols)
 {
-    return wide ? WIDE[t][rows - 1] : NARROW[t][rows - 1];
+    static gemm_fn *const tiles[3][GEMM_TILE_COUNT] = {{GEMM_TILES(GEMM_NAME, f32, DT_F32)},
+                                                       {GEMM_TILES(GEMM_NAME, bf16, DT_BF16)},
+                                                       {GEMM_TILES(GEMM_NAME, fp8, DT_FP8)}};
+    return tiles[t][gemm_tile_index(rows, cols)];
 }
 
 // Rounded to bf16 where the weights are bf16 or FP8.
