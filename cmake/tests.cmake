@@ -148,4 +148,4 @@ endforeach()
 # What the tests labelled `threads` need, and no more.
 get_property(thread_targets GLOBAL PROPERTY OOZE_THREAD_TARGETS)
 add_custom_target(thread_tests DEPENDS ${thread_targets} ooze ooze-orchestrator ooze-trainer ooze-rollout task_fake
-                  quickstart-demos)
+                  quickstart-demos task-sort task-tool)
