@@ -8,7 +8,7 @@
 // ---- tiles -----------------------------------------------------------------------------------------------
 
 // acc continued over n_pairs from input k of the pass on; w is the first panel's pair-row, panels lie `panel` bytes apart. cols is even:
-// whole panels.
+// whole panels, one after the other, for the widened codes of all of them together would not fit the registers.
 ALWAYS void pair_chain(const int rows, const int cols, const enum dtype t, const struct gemm_pass *p,
                        int64_t k, int64_t n_pairs, const float *x, const char *w, int64_t panel, v16 *acc)
 {
@@ -16,32 +16,35 @@ ALWAYS void pair_chain(const int rows, const int cols, const enum dtype t, const
     const char *ahead = p->ahead + (k - p->k0) / 2 * ahead_step;
     const int64_t step = 2 * PANEL * (int64_t)dtype_bytes(t);
     for (int64_t i = 0; i < n_pairs; i++, w += step) {
-        __m512i b[8];
+        v16 a[TILE_ROWS];
         if (cols == TILE_COLS) {
             __builtin_prefetch(ahead, 0, 2);
             __builtin_prefetch(ahead + 64, 0, 2);
             ahead += ahead_step;
         }
+#pragma GCC unroll 16
+        for (int r = 0; r < rows; r++)
+            a[r] = v_set(x[r * ldx + i]);
 #pragma GCC unroll 8
-        for (int v = 0; v < cols; v += 2) {
+        for (int v = 0; v < cols; v += 2) { // a panel
+            const char *from = w + v / 2 * panel;
+            __m512i b, c;
             if (cols > TILE_COLS) {
-                __builtin_prefetch(w + v / 2 * panel + reach, 0, 2);
+                __builtin_prefetch(from + reach, 0, 2);
                 if (t == DT_BF16)
-                    __builtin_prefetch(w + v / 2 * panel + reach + 64, 0, 2);
+                    __builtin_prefetch(from + reach + 64, 0, 2);
             }
             if (t == DT_FP8) {
-                widen_pairs((const uint8_t *)w + v / 2 * panel, &b[v], &b[v + 1]);
+                widen_pairs((const uint8_t *)from, &b, &c);
             } else {
-                b[v] = _mm512_loadu_si512(w + v / 2 * panel);
-                b[v + 1] = _mm512_loadu_si512(w + v / 2 * panel + 64);
+                b = _mm512_loadu_si512(from);
+                c = _mm512_loadu_si512(from + 64);
             }
-        }
 #pragma GCC unroll 16
-        for (int r = 0; r < rows; r++) {
-            v16 a = v_set(x[r * ldx + i]);
-#pragma GCC unroll 8
-            for (int v = 0; v < cols; v++)
-                acc[r * cols + v] = v_dot_pairs(acc[r * cols + v], a, b[v]);
+            for (int r = 0; r < rows; r++) {
+                acc[r * cols + v] = v_dot_pairs(acc[r * cols + v], a[r], b);
+                acc[r * cols + v + 1] = v_dot_pairs(acc[r * cols + v + 1], a[r], c);
+            }
         }
     }
 }
