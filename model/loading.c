@@ -5,7 +5,6 @@
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
 #include <time.h>
 
 #include "base/hash.h"
@@ -48,15 +47,11 @@ static const uint8_t *tensor(const struct loading *l, const char *name)
     return safetensors_find(&l->file, name)->data;
 }
 
-// Every page table entry of the chunk at once instead of a fault per few pages. A kernel that cannot does it by faults.
 static void chunk_hash(struct loading *l, size_t i)
 {
     const uint8_t *p = l->file.map.data + i * HASH_CHUNK_BYTES;
     size_t left = l->file.map.len - i * HASH_CHUNK_BYTES,
            n = left < HASH_CHUNK_BYTES ? left : HASH_CHUNK_BYTES;
-#ifdef MADV_POPULATE_READ
-    (void)madvise((void *)p, n, MADV_POPULATE_READ);
-#endif
     weights_hash_chunk(p, n, l->digests[i]);
 }
 
@@ -219,8 +214,10 @@ static enum status plan_check(const struct weights *w, const struct safetensors 
     return rc;
 }
 
-static void loading_free(struct loading *l)
+void loading_free(struct loading *l)
 {
+    if (!l)
+        return;
     safetensors_close(&l->file);
     free(l->digests);
     free(l->pieces);
@@ -306,15 +303,18 @@ static enum status hash_check(const struct loading *l, struct error *err)
     return STATUS_OK;
 }
 
-enum status loading_close(struct loading *l, struct error *err)
+enum status loading_finish(const struct loading *l, struct error *err)
 {
     if (!l)
         return error_set(err, STATUS_INVALID, "no weights are being loaded");
-    enum status rc = STATUS_OK;
     if (atomic_load(&l->done) < l->n)
-        rc = error_set(err, STATUS_CANCELED, "%s: loading was given up", l->path);
-    else if (*l->expect)
-        rc = hash_check(l, err);
+        return error_set(err, STATUS_CANCELED, "%s: loading was given up", l->path);
+    return *l->expect ? hash_check(l, err) : STATUS_OK;
+}
+
+enum status loading_close(struct loading *l, struct error *err)
+{
+    enum status rc = loading_finish(l, err);
     loading_free(l);
     return rc;
 }

@@ -5,9 +5,9 @@
 // order of the file, so that what was hashed is packed while it is still in a cache.
 //
 // Invariants
-//   1. Each piece is taken once; pieces write to places of their own. What the weights hold is defined only after loading_close
+//   1. Each piece is taken once; pieces write to places of their own. What the weights hold is defined only after loading_finish
 //      said STATUS_OK: until then, and after a failure, nobody may compute with them.
-//   2. Every byte of the file is part of the hash that loading_close compares.
+//   2. Every byte of the file is part of the hash that loading_finish compares.
 #ifndef MODEL_LOADING_H
 #define MODEL_LOADING_H
 
@@ -25,8 +25,11 @@ enum status loading_open(struct weights *w, const char *path, const char *expect
 void loading_work(struct loading *l, struct device *d, const struct clock *clock, int64_t deadline_ns);
 // CPU nanoseconds that the pieces nobody has taken yet will need, going by those that are done; -1 while none is.
 int64_t loading_left_ns(const struct loading *l);
-// Once every loading_work has returned: STATUS_OK when all pieces are done and the hash is the expected one. Frees l; NULL is fine
-// and an error.
+// Once every loading_work has returned: STATUS_OK when all pieces are done and the hash is the expected one. NULL is fine and an
+// error. The file stays mapped until loading_free: taking a map away costs about as much as filling it, and nobody waits for that.
+enum status loading_finish(const struct loading *l, struct error *err) OOZE_MUST_USE;
+void loading_free(struct loading *l); // NULL is fine
+// Both.
 enum status loading_close(struct loading *l, struct error *err) OOZE_MUST_USE;
 
 #endif

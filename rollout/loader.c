@@ -6,7 +6,8 @@
 //      an older one.
 //   2. `spare` is NULL or filled by nobody else (the compute thread helps through `loading` only). After worker_give_weights the loader waits until the compute thread has swapped:
 //      then that object is the engine's and `old` is the spare.
-//   3. `loading` lives while it is set here and as long as `helping`: it is taken away under the lock, then waited for.
+//   3. `loading` lives while it is set here and as long as `helping`: it is taken away under the lock, then waited for. Its map goes
+//      (`filled`) when the new weights are in use.
 #include "rollout/loader.h"
 
 #include <pthread.h>
@@ -35,6 +36,7 @@ struct loader {
     bool helping;            // the compute thread works on `loading`
     bool offered;            // given to the compute thread, which has not seen it yet, or about to be
     struct loading *loading; // under way, NULL = none
+    struct loading *filled;  // loader thread: what filled the weights just given
     struct worker_load next; // when waiting
     int64_t newest;          // held, under way or waiting
     int64_t held;
@@ -122,7 +124,8 @@ static enum status load_file(struct loader *l, const struct worker_load *load, s
     while (l->helping)
         pthread_cond_wait(&l->wake, &l->lock);
     pthread_mutex_unlock(&l->lock);
-    return loading_close(loading, err);
+    l->filled = loading;
+    return loading_finish(loading, err);
 }
 
 static enum status fill_spare(struct loader *l, const struct worker_load *load, struct error *err)
@@ -172,7 +175,10 @@ static void run_load(struct loader *l, const struct worker_load *load)
     r.load_ms = (double)(clock_mono_ns(clock) - t0) * 1e-6;
     if (st != STATUS_OK)
         end_offer(l);
-    if (st == STATUS_OK && !swap(l, load, r.load_ms))
+    bool swapped = st == STATUS_OK && swap(l, load, r.load_ms);
+    loading_free(l->filled);
+    l->filled = NULL;
+    if (st == STATUS_OK && !swapped)
         return;
     pthread_mutex_lock(&l->lock);
     r.ok = st == STATUS_OK;
