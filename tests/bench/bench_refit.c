@@ -1,18 +1,22 @@
-// Refit in flight: from the moment the trainer has published its weights (STEP_DONE) until the engine samples with them, while it
-// decodes a batch of 32. Everything is the real thing: the trainer's publish_weights into shared memory, the worker with its loader
-// thread, swap between two steps. Bound: the bytes of the file at the speed of memcpy on as many threads, measured in the same run.
+// Refit: from the moment the trainer has published its weights (STEP_DONE leaves) until the engine holds them between two steps, so
+// that the next token it samples is theirs. Everything is the real thing: the trainer's publish_weights into shared memory, the
+// worker with its loader thread, hashes checked, swap. Bound: the bytes of the file at the speed of memcpy on all cores, measured in
+// the same run.
 //
 //   bench_refit [--serve] [--dtype fp8|bf16] [--threads N of the engine] [--isa CLASS] [--batch 32] [--models DIR]
 //
 // What is reported, in seconds:
-//   value        STEP_DONE to the start of the first step with the new weights (from then on every token is theirs)
-//   first_token  STEP_DONE to the end of that step
-//   stall, step  how long no step could run, and what a decode step takes
+//   value        a synchronous iteration: trainer and engine take turns (each with all cores, base/cores.h), so no step is under way
+//                when the trainer is done; the batch of 32 sequences waits for the new weights
+//   in_flight    the same, but the engine goes on decoding the batch, as with max_lag > 0: what is left of the step under way, which
+//                nothing may interrupt, is in it (half a step in the mean)
+//   stall, step  in flight: how long no step could run, and what a decode step takes
+//   first_token  in flight: to the end of the first step with the new weights
 //   publish      the trainer's own time for producing and hashing the file, before STEP_DONE
 //   bound        file bytes / memcpy
 //
-// Threads: like a run on this host. The engine has --threads (default: its share of the cores, base/cores.h), the loader one of its
-// own; the trainer is done with its step, so its cores are free. memcpy is measured on the cores of both together.
+// --threads 1 on two cores is what an asynchronous run's engine gets there. Not in it: the two messages from the trainer through the
+// orchestrator to the engine.
 #include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -154,7 +158,7 @@ static void submit(struct bench *b)
 // ---- one refit --------------------------------------------------------------------------------------------------------------
 
 struct figures {
-    double value, first_token, stall, step, publish, load, copy_rate;
+    double value, in_flight, first_token, stall, step, publish, load, copy_rate;
     int64_t bytes;
 };
 
@@ -236,10 +240,13 @@ static void refit(struct bench *b, bool decoding, struct figures *f)
     wait_until(b, is_loaded, load.version, "the weights are not loaded");
     if (!b->loaded.ok)
         die(b->loaded.error);
-    f->value = b->loaded.swapped_ns * 1e-9 - t0;
-    f->stall = b->loaded.stall_ms * 1e-3;
-    f->load = b->loaded.load_ms * 1e-3;
-    if (decoding) {
+    double took = (double)b->loaded.swapped_ns * 1e-9 - t0;
+    if (!decoding) {
+        f->value = took;
+        f->load = b->loaded.load_ms * 1e-3;
+    } else {
+        f->in_flight = took;
+        f->stall = b->loaded.stall_ms * 1e-3;
         wait_until(b, has_token, load.version, "no token of the new weights");
         f->first_token = b->token_at - t0;
     }
@@ -249,17 +256,17 @@ static void refit(struct bench *b, bool decoding, struct figures *f)
 static struct figures measure(struct bench *b)
 {
     struct figures f = {0};
-    // the engine rests while memcpy is measured
+    // the engine rests: between two iterations, and while memcpy is measured
     worker_pause(b->worker, ENGINE_PAUSE_IN_PLACE);
     usleep(200000);
-    refit(b, false, &f); // and so that both weights objects exist
+    refit(b, false, &f);
     f.copy_rate = peak_copy(b->device, b->to, b->from, (size_t)f.bytes, COPY_TIME);
     worker_continue(b->worker);
     refit(b, true, &f);
     return f;
 }
 
-// What an engine gets in an asynchronous run on this host.
+// What the engine gets in a synchronous run on this host.
 static int engine_share(void)
 {
     struct cores_share *share = mem_must(1, sizeof *share);
@@ -267,7 +274,7 @@ static int engine_share(void)
     struct cores_list allowed;
     struct error err;
     c->n_stages = 1;
-    c->stages[0] = (struct run_stage){.kind = RUN_STAGE_RL, .max_lag = 1};
+    c->stages[0] = (struct run_stage){.kind = RUN_STAGE_RL, .max_lag = 0};
     c->rollout.engines = 1;
     cores_allowed(&allowed);
     must(cores_for_engine(c, &allowed, 0, share, &err), &err);
@@ -320,15 +327,14 @@ static void open_all(struct bench *b)
     wait_until(b, has_tokens, 4 * b->batch, "no tokens come");
 }
 
-static void print(const struct bench *b, const struct figures *f)
+static void print(const struct figures *f)
 {
     printf("{\"value\":%.6f,\"bound\":%.6f,\"bound_name\":\"bytes / "
-           "memcpy\",\"first_token_s\":%.6f,\"stall_s\":%.6f,"
-           "\"step_s\":%.6f,\"stall_steps\":%.3f,\"publish_s\":%.6f,\"load_s\":%.6f,\"bytes\":%lld,\"copy_"
-           "gbs\":%.2f}\n",
-           f->value, (double)f->bytes / f->copy_rate, f->first_token, f->stall, f->step, f->stall / f->step,
-           f->publish, f->load, (long long)f->bytes, f->copy_rate * 1e-9);
-    (void)b;
+           "memcpy\",\"load_s\":%.6f,\"in_flight_s\":%.6f,"
+           "\"first_token_s\":%.6f,\"stall_s\":%.6f,\"step_s\":%.6f,\"stall_steps\":%.3f,\"publish_s\":%.6f,"
+           "\"bytes\":%lld,\"copy_gbs\":%.2f}\n",
+           f->value, (double)f->bytes / f->copy_rate, f->load, f->in_flight, f->first_token, f->stall,
+           f->step, f->stall / f->step, f->publish, (long long)f->bytes, f->copy_rate * 1e-9);
     fflush(stdout);
 }
 
@@ -416,7 +422,7 @@ int main(int argc, char **argv)
         if (b.serve && strncmp(line, "run", 3) != 0)
             continue;
         struct figures f = measure(&b);
-        print(&b, &f);
+        print(&f);
     }
     close_all(&b);
     return 0;
