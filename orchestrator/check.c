@@ -211,17 +211,33 @@ static void passed(struct orch *o, const struct msg_check_done *m, const struct 
     finish(o);
 }
 
+// No log-probability differs, but some could not be scored: the ledger and the engine do not agree on what was computed.
+static void odd_history(struct orch *o, const struct msg_check_done *m)
+{
+    struct error err;
+    o->check.state = CHECK_IDLE;
+    if (!record(o, &o->check.failed))
+        return;
+    error_set(&err, STATUS_CORRUPT, "parity: step %lld: %s; `ooze show RUN trajectory N` shows it",
+              (long long)o->check.step, m->error);
+    orch_fail(o, &err);
+}
+
 void check_on_done(struct orch *o, const struct msg_check_done *m)
 {
     struct check *c = &o->check;
     if (c->state != CHECK_SENT || m->id != c->id || m->epoch != o->trainer.epoch)
         return;
     trainer_lease(o); // what stood behind the check begins now
-    if (m->error[0]) {
-        without_outcome(o, m->skipped, m->error);
+    if (m->error[0] && m->compared + m->skipped == 0) {
+        without_outcome(o, 0, m->error);
         return;
     }
-    bool ok = m->max_abs_diff <= gate_of(o);
+    // Beside an outcome, the error names a recorded history that contradicts itself: no better than a bit that differs.
+    const bool odd = m->error[0] && o->cfg->check.numerics == RUN_NUMERICS_STRICT;
+    const bool within = m->max_abs_diff <= gate_of(o), ok = within && !odd;
+    if (m->error[0])
+        orch_warn(o, "parity_history", "step=%" PRId64 " cause=\"%s\"", c->step, m->error);
     c->failed = (struct ledger_parity){.kind = c->kind,
                                        .step = c->step,
                                        .version = -1,
@@ -239,9 +255,15 @@ void check_on_done(struct orch *o, const struct msg_check_done *m)
                                        .position = m->position,
                                        .recorded = (double)m->recorded,
                                        .rescored = (double)m->rescored,
-                                       .detail = m->compared ? "" : "the weights are gone"};
+                                       .detail = m->error[0]   ? m->error
+                                                 : m->compared ? ""
+                                                               : "the weights are gone"};
     if (ok) {
         passed(o, m, &c->failed);
+        return;
+    }
+    if (within) {
+        odd_history(o, m);
         return;
     }
     c->failed_version = m->version;

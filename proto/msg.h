@@ -337,7 +337,9 @@ struct msg_check_done {
     int32_t position; // in the segment
     int64_t version;  // that sampled it
     float recorded, rescored;
-    const char *error; // the check could not be made; "" = it was
+    // Nothing compared or skipped: why the check could not be made. Else the first history that contradicts itself (counted as
+    // skipped). "" = neither.
+    const char *error;
 };
 
 // Runs the forward pass over ids from position 0 and digests what every op computes. An engine does it with the weights in use

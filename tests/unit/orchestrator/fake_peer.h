@@ -35,14 +35,16 @@ static enum {
     OTHER_BITS,
     HANGS,
     LOST_ACK,
-    OTHER_STOP,   // none: the model ends its turns with an id that the chat does not know
-    DRIFT,        // a check finds a token outside 0, and engine-1 computes otherwise
-    PASSING,      // the same, but nobody computes otherwise by then
-    ODD_ENGINE,   // engine-0 computes otherwise from the start
-    CHECK_DEATH,  // the trainer dies over a check, once
-    CHECK_DEATHS, // each time
-    NO_WEIGHTS,   // the weights of every check are gone
-    OTHER_ISA     // engine-1 has another numerics_id; checks find small differences
+    OTHER_STOP,        // none: the model ends its turns with an id that the chat does not know
+    DRIFT,             // a check finds a token outside 0, and engine-1 computes otherwise
+    PASSING,           // the same, but nobody computes otherwise by then
+    ODD_ENGINE,        // engine-0 computes otherwise from the start
+    CHECK_DEATH,       // the trainer dies over a check, once
+    CHECK_DEATHS,      // each time
+    NO_WEIGHTS,        // the weights of every check are gone
+    DRIFT_AND_HISTORY, // DRIFT, and a segment of that check has a history that contradicts itself
+    ODD_HISTORY,       // only the latter
+    OTHER_ISA          // engine-1 has another numerics_id; checks find small differences
 } faults;
 
 enum who { ORCH, TRAINER, ENGINE0, ENGINE1, TASK, OTHER, REGISTER, WHO_COUNT };

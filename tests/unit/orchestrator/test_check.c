@@ -160,6 +160,27 @@ static void test_weights_gone(void **unused)
     clean_up();
 }
 
+// A history that contradicts itself ends a strict run by itself, and hides no difference found beside it.
+static void test_broken_history(void **unused)
+{
+    (void)unused;
+    const struct plan plan = {0};
+    start(DRIFT_AND_HISTORY, STRICT);
+    assert_int_equal(play(&plan), 1);
+    last_error_says((const char *const[]){"recorded log-probability -1.5,", "scored again -1.5000009", NULL});
+    clean_up();
+    start(ODD_HISTORY, STRICT);
+    assert_int_equal(play(&plan), 1);
+    last_error_says((const char *const[]){"a history that contradicts itself", "ooze show", NULL});
+    assert_int_equal(parity_totals().failed, 1);
+    clean_up();
+    start(ODD_HISTORY, "check: {every: 3, share: 0.5, numerics: relaxed, band: 0.02}\n");
+    assert_int_equal(play(&plan), 0);
+    struct ledger_parity_totals t = parity_totals();
+    assert_true(t.failed == 0 && t.skipped == 1 && t.segments > 0);
+    clean_up();
+}
+
 // The orchestrator is killed and comes back, then the run is stopped and resumed: the last step is scored again each time.
 static void test_resume(void **unused)
 {
@@ -195,9 +216,10 @@ static void test_relaxed(void **unused)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_whole_run),     cmocka_unit_test(test_drift_names_the_op),
-        cmocka_unit_test(test_passing_fault), cmocka_unit_test(test_odd_engine_is_probed),
-        cmocka_unit_test(test_trainer_lost),  cmocka_unit_test(test_weights_gone),
-        cmocka_unit_test(test_resume),        cmocka_unit_test(test_relaxed)};
+        cmocka_unit_test(test_whole_run),      cmocka_unit_test(test_drift_names_the_op),
+        cmocka_unit_test(test_passing_fault),  cmocka_unit_test(test_odd_engine_is_probed),
+        cmocka_unit_test(test_trainer_lost),   cmocka_unit_test(test_weights_gone),
+        cmocka_unit_test(test_broken_history), cmocka_unit_test(test_resume),
+        cmocka_unit_test(test_relaxed)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
