@@ -1,16 +1,48 @@
 #!/usr/bin/env bash
-# Threads: a run that is killed and resumed with another number of trainer threads ends with the very weights of one that was left alone,
-# step by step; a program of supervised steps, and synchronous ones out of rollouts. Threads that nobody has are refused, too many are
-# warned of, and pinned ones are where they belong.
+# Threads: a run that is killed twice and resumed with another number of threads ends with the very weights of one that was left alone,
+# step by step; supervised steps, and steps out of rollouts, where the engine's threads change too. Threads that nobody has are refused,
+# too many are warned of, and pinned ones are where they belong.
 . "$(dirname "$0")/lib.sh"
 
 all_gone() { [ -z "$(own_processes)" ]; }
 hashes() { sql 'SELECT step, hash FROM step WHERE outcome IS NOT NULL ORDER BY step'; }
-# same_hashes WANT WHAT: the hashes of the run are WANT, all of them; SAME's own failure is checked below.
+# same_hashes WANT: the hashes of the run are WANT, all of them; SAME's own failure is checked below.
 same_hashes() { [ "$(hashes)" = "$1" ]; }
-# The trainer's threads as the run's folder has them: what `ooze resume` reads.
-threads_of_trainer() { sed -i "/^trainer:/,/^[^ ]/ s/^\(  threads:\) .*/\1 $1/" "$run/config.yaml"; }
+# threads_of ROOM N: as the run's folder has them, which `ooze resume` reads.
+threads_of() { sed -i "/^$1:/,/^[^ ]/ s/^\(  threads:\) .*/\1 $2/" "$run/config.yaml"; }
 threads_said() { grep -c "event=ready device=\"cpu:[a-z0-9]*, $1 thread" "$run/logs/trainer.log"; }
+# left_alone NAME STEPS ARGUMENT…: a run that nobody disturbs; what it made of each step in $want.
+left_alone() {
+  run_start "$1" "${@:3}"
+  run_ends_well
+  want=$(hashes)
+  [ "$(wc -l <<<"$want")" -eq "$2" ] || fail "not $2 steps"
+  # every step moves the weights, or hashes would say nothing
+  [ "$(cut -d'|' -f2 <<<"$want" | sort -u | wc -l)" -eq "$2" ] || fail "a step left the weights as they were"
+}
+# struck_twice NAME FIRST SECOND ARGUMENT…: killed after FIRST and after SECOND steps; trainer on 1, 3, 2 threads, engine on 2, 1, 2.
+# Each life of the trainer must have computed steps, and the hashes be $want.
+struck_twice() {
+  local threads
+  run_start "$1" trainer.threads=1 rollout.threads=2 "${@:4}"
+  for threads in 3 2; do
+    wait_for "more steps" committed_at_least $((threads == 3 ? $2 : $3))
+    run_kill
+    wait_for "the children to go with their parent" all_gone
+    say "killed at step $(committed); resuming with $threads threads"
+    threads_of trainer "$threads"
+    threads_of rollout $((4 - threads))
+    run_resume
+  done
+  run_ends_well
+  audit_is_clean
+  for threads in 1 3 2; do
+    [ "$(threads_said "$threads")" -ge 1 ] || fail "no trainer had $threads threads"
+  done
+  same_hashes "$want" || fail "the weights differ: $(diff <(echo "$want") <(hashes) | head -n 3)"
+  # the comparison sees one digit of one step
+  same_hashes "$(sed '$ s/.$/x/' <<<"$want")" && fail "hashes that differ were taken for the same"
+}
 
 config=$tmp/sft.yaml
 sed '/^tasks:/,$d; s/micro_batch_tokens: 1024/micro_batch_tokens: 2048/; s/dtype: f32, threads: 1/dtype: bf16, threads: 1/' "$tmp/micro.yaml" >"$config"
@@ -18,50 +50,18 @@ cat >>"$config" <<YAML
 stages:
   - {name: sft, kind: sft, steps: 120, data: demos.jsonl, batch_rows: 32, max_tokens: 64, optimizer: {lr: 3e-3}}
 YAML
-say "an SFT run left alone, with one thread"
-run_start alone
-run_ends_well
-want=$(hashes)
-[ "$(wc -l <<<"$want")" -eq 120 ] || fail "not 120 steps"
+say "an SFT run left alone, with one thread; the same one killed twice"
+left_alone alone 120 trainer.threads=1
+struck_twice struck 25 60
 
-say "the same one, killed twice: 1, 3, then 2 threads"
-run_start struck
-for threads in 3 2; do
-  wait_for "more steps" committed_at_least $((threads == 3 ? 25 : 60))
-  run_kill
-  wait_for "the children to go with their parent" all_gone
-  say "killed at step $(committed); resuming with $threads threads"
-  threads_of_trainer "$threads"
-  run_resume
-done
-run_ends_well
-audit_is_clean
-for threads in 1 3 2; do
-  [ "$(threads_said "$threads")" -ge 1 ] || fail "no trainer had $threads threads"
-done
-same_hashes "$want" || fail "the weights differ: $(diff <(echo "$want") <(hashes) | head -n 3)"
-# the comparison sees one digit of one step
-same_hashes "$(sed '$ s/.$/x/' <<<"$want")" && fail "hashes that differ were taken for the same"
-
-say "steps out of rollouts, synchronous: 2 threads, killed, resumed with 1"
-config=$tmp/micro.yaml
-rl=(stages.rl.max_lag=0 stages.rl.steps=10 stages.sft.steps=2 trainer.checkpoint_every=1000)
-run_start rl_alone "${rl[@]}" trainer.threads=1
-run_ends_well
-want=$(hashes)
-[ "$(wc -l <<<"$want")" -eq 12 ] || fail "not 12 steps"
-run_start rl_struck "${rl[@]}" trainer.threads=2
-wait_for "step 5" committed_at_least 5
-run_kill
-wait_for "the children to go with their parent" all_gone
-threads_of_trainer 1
-run_resume
-run_ends_well
-audit_is_clean
-# What the steps consist of depends on which answers came first; what a step makes of them does not: the ledger replays it.
-# The first steps of both, until a group came in another order, agree.
-first=$(sed -n '1,3p' <<<"$want")
-[ "$(hashes | sed -n '1,3p')" = "$first" ] || fail "the first steps differ: $(diff <(echo "$first") <(hashes | sed -n '1,3p'))"
+# With max_lag 0 a step takes the groups that were issued for it, every one of them, in their order, out of the version before it: what a
+# step consists of, and so its hash, is a function of the configuration. The micro-batches are small, so that a step has several.
+say "steps out of rollouts, left alone with two threads; the same ones killed twice"
+config=$tmp/rl.yaml
+sed 's/micro_batch_tokens: 1024/micro_batch_tokens: 512/; s/dtype: f32, threads: 1/dtype: bf16, threads: 2/; s/task_fake, good\]/task_fake, "good:40"]/' "$tmp/micro.yaml" >"$config"
+rl=(stages.sft.steps=3 stages.rl.steps=24 stages.rl.max_lag=0 stages.rl.groups_per_step=6 stages.rl.group_size=8)
+left_alone rl_alone 27 "${rl[@]}"
+struck_twice rl_struck 9 17 "${rl[@]}"
 
 say "CPUs that the process may not use, lists that are none"
 says 2 "rollout.pin: this process may not run on CPU 1023" "$ooze" run --quiet "$config" "run_dir=$tmp/refused" rollout.pin=1023
@@ -70,7 +70,8 @@ says 2 "trainer.pin: '0-' is no list of CPUs" "$ooze" run --quiet "$config" "run
 
 say "pinned, and more threads than cores"
 first=$(sed -n 's/^Cpus_allowed_list:[^0-9]*\([0-9]*\).*/\1/p' /proc/self/status)
-run_start pinned "${rl[@]}" stages.rl.steps=200 "trainer.pin='$first'" trainer.threads=$(($(nproc) + 1))
+config=$tmp/micro.yaml
+run_start pinned stages.rl.max_lag=0 stages.rl.steps=200 "trainer.pin='$first'" trainer.threads=$(($(nproc) + 1))
 wait_for "step 1" committed_at_least 1
 wait_for "the trainer in status" pid_is_known trainer-0
 pinned=0
