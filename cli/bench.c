@@ -11,6 +11,7 @@
 enum { EXIT_BELOW = 3 };
 
 #define DEADLINE_MAX 86400
+#define CLASSES_MAX  8
 
 static const char usage[] =
     "usage: ooze bench NAME… [options]\n"
@@ -22,7 +23,8 @@ static const char usage[] =
     "  --json          one object a row on stdout instead of the table\n"
     "  --runs N        measured runs of each side (5)\n"
     "  --deadline S    seconds that one measured run may take (by row)\n"
-    "  --isa CLASS     our highest kernel class: ref, avx2, avx512, avx512bf16, amx (auto)\n"
+    "  --isa CLASS,…   our highest kernel class: ref, avx2, avx512, avx512bf16, amx (auto); each row once "
+    "with each of them\n"
     "  --threads N     of both sides (all cores)\n"
     "  --python P      Python that has the peers; else OOZE_BENCH_PYTHON, else that of tests/bench/setup.sh\n"
     "  --models DIR    models; else OOZE_BENCH_MODELS, else those of tests/bench/setup.sh\n"
@@ -86,8 +88,8 @@ static enum status find_places(struct places *p, const char *models, const char 
 
 static void print_head(void)
 {
-    printf("%-17s %-8s %12s %12s %7s %6s  %-5s %s\n", "row", "unit", "ours", "peer", "ratio", "goal", "",
-           "beside");
+    printf("%-17s %-10s %-8s %12s %12s %7s %6s  %-5s %s\n", "row", "class", "unit", "ours", "peer", "ratio",
+           "goal", "", "beside");
 }
 
 static void print_number(double v)
@@ -97,7 +99,8 @@ static void print_number(double v)
 
 static void print_result(const struct bench_result *r)
 {
-    printf("%-17s %-8s", r->row->name, r->row->unit);
+    const char *isa = json_string_value(json_object_get(r->ours.ready, "isa"));
+    printf("%-17s %-10s %-8s", r->row->name, isa ? isa : "", r->row->unit);
     print_number(r->ours.median);
     print_number(r->other.median);
     printf(" %6.2fx %5.2fx  %-5s %s\n", r->ratio, r->goal,
@@ -121,12 +124,12 @@ static void print_result(const struct bench_result *r)
         printf("%26s %s\n", "", r->why);
 }
 
-static void print_error(const struct bench_row *row, const struct error *err, bool as_json)
+static void print_error(const struct bench_row *row, const char *isa, const struct error *err, bool as_json)
 {
-    fprintf(stderr, "ooze bench: %s: %s\n", row->name, err->text);
+    fprintf(stderr, "ooze bench: %s%s%s: %s\n", row->name, isa ? " on " : "", isa ? isa : "", err->text);
     if (!as_json)
         return;
-    json_t *j = json_pack("{s:s, s:s}", "name", row->name, "error", err->text);
+    json_t *j = json_pack("{s:s, s:s*, s:s}", "name", row->name, "isa", isa, "error", err->text);
     char *text = json_text(j);
     puts(text);
     free(text);
@@ -144,34 +147,57 @@ static void print_json(const struct bench_result *r)
 
 // ---- the command ---------------------------------------------------------------------------------------------------------
 
-static int measure(const struct bench_row *const *rows, size_t n, const struct bench_setting *s, bool as_json)
+struct classes {
+    int n;
+    const char *v[CLASSES_MAX]; // into text; NULL: the best one
+    char text[128];
+};
+
+struct report {
+    bool as_json, headed;
+    int code;
+};
+
+static void measure_row(struct loop *l, const struct bench_row *row, const struct bench_setting *s,
+                        struct report *report)
+{
+    struct bench_result r;
+    struct error err;
+    if (bench_row_run(l, row, s, &r, &err)) {
+        print_error(row, s->isa, &err, report->as_json);
+        report->code = EXIT_FAILED;
+        return;
+    }
+    if (report->as_json) {
+        print_json(&r);
+    } else {
+        if (!report->headed)
+            print_head();
+        report->headed = true;
+        print_result(&r);
+    }
+    fflush(stdout);
+    if (!r.holds && r.goal > 0 && report->code == EXIT_DONE)
+        report->code = EXIT_BELOW;
+    bench_result_done(&r);
+}
+
+static int measure(const struct bench_row *const *rows, size_t n, const struct bench_setting *s,
+                   const struct classes *classes, bool as_json)
 {
     struct loop *l;
     struct error err;
-    int code = EXIT_DONE;
+    struct report report = {.as_json = as_json, .code = EXIT_DONE};
+    struct bench_setting one = *s;
     if (loop_open(&l, &err))
         return command_fail("bench", &err);
-    for (size_t i = 0; i < n; i++) {
-        struct bench_result r;
-        if (bench_row_run(l, rows[i], s, &r, &err)) {
-            print_error(rows[i], &err, as_json);
-            code = EXIT_FAILED;
-            continue;
+    for (size_t i = 0; i < n; i++)
+        for (int k = 0; k < classes->n; k++) {
+            one.isa = classes->v[k];
+            measure_row(l, rows[i], &one, &report);
         }
-        if (as_json) {
-            print_json(&r);
-        } else {
-            if (i == 0)
-                print_head();
-            print_result(&r);
-        }
-        fflush(stdout);
-        if (!r.holds && r.goal > 0 && code == EXIT_DONE)
-            code = EXIT_BELOW;
-        bench_result_done(&r);
-    }
     loop_close(l);
-    return code;
+    return report.code;
 }
 
 // Becomes bench_profile with the rest of the command line.
@@ -204,11 +230,44 @@ static bool parse_count(const char *text, int max, int *ret)
     return true;
 }
 
+// list: comma-separated; NULL: the best class alone.
+static bool parse_classes(const char *list, struct classes *ret)
+{
+    char *rest, *at = ret->text;
+    ret->n = list ? 0 : 1;
+    ret->v[0] = NULL;
+    if (list && strlen(list) >= sizeof ret->text)
+        return false;
+    strcpy(ret->text, list ? list : "");
+    for (; (at = strtok_r(at, ",", &rest)); at = NULL) {
+        if (ret->n == CLASSES_MAX)
+            return false;
+        ret->v[ret->n++] = at;
+    }
+    return ret->n > 0;
+}
+
+// names NULL: every row.
+static const struct bench_row **pick_rows(char **names, size_t n)
+{
+    const struct bench_row **rows = mem_must(n, sizeof *rows);
+    for (size_t i = 0; i < n; i++) {
+        rows[i] = names ? find_row(names[i]) : &bench_rows[i];
+        if (!rows[i]) {
+            fprintf(stderr, "ooze bench: no row %s; `ooze bench --list` has them\n", names[i]);
+            free(rows);
+            return NULL;
+        }
+    }
+    return rows;
+}
+
 int command_bench(int argc, char **argv)
 {
     bool list = false, all = false, as_json = false;
-    const char *runs = NULL, *deadline = NULL, *python = NULL, *models = NULL;
+    const char *runs = NULL, *deadline = NULL, *python = NULL, *models = NULL, *isa = NULL;
     struct bench_setting s = {.runs = 5};
+    struct classes classes;
     struct places places;
     struct error err;
     const struct option_spec specs[] = {{"list", NULL, &list},
@@ -217,7 +276,7 @@ int command_bench(int argc, char **argv)
                                         {"quiet", NULL, &s.quiet},
                                         {"runs", &runs, NULL},
                                         {"deadline", &deadline, NULL},
-                                        {"isa", &s.isa, NULL},
+                                        {"isa", &isa, NULL},
                                         {"threads", &s.threads, NULL},
                                         {"python", &python, NULL},
                                         {"models", &models, NULL},
@@ -231,21 +290,15 @@ int command_bench(int argc, char **argv)
         list_rows();
         return EXIT_DONE;
     }
-    if ((n == 0) != all || !parse_count(runs, BENCH_RUNS_MAX, &s.runs) ||
+    if ((n == 0) != all || !parse_classes(isa, &classes) || !parse_count(runs, BENCH_RUNS_MAX, &s.runs) ||
         !parse_count(deadline, DEADLINE_MAX, &s.run_s)) {
         fputs(usage, stderr);
         return EXIT_USAGE;
     }
     size_t count = all ? bench_n_rows : (size_t)n;
-    const struct bench_row **rows = mem_must(count, sizeof *rows);
-    for (size_t i = 0; i < count; i++) {
-        rows[i] = all ? &bench_rows[i] : find_row(argv[i]);
-        if (!rows[i]) {
-            fprintf(stderr, "ooze bench: no row %s; `ooze bench --list` has them\n", argv[i]);
-            free(rows);
-            return EXIT_USAGE;
-        }
-    }
+    const struct bench_row **rows = pick_rows(all ? NULL : argv, count);
+    if (!rows)
+        return EXIT_USAGE;
     if (find_places(&places, models, python, &err)) {
         free(rows);
         return command_fail("bench", &err);
@@ -253,7 +306,7 @@ int command_bench(int argc, char **argv)
     s.suite = places.suite;
     s.models = places.models;
     s.python = places.python;
-    int code = measure(rows, count, &s, as_json);
+    int code = measure(rows, count, &s, &classes, as_json);
     free(rows);
     return code;
 }

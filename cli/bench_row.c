@@ -284,6 +284,10 @@ static enum status start(struct loop *l, const char *text, bool ours, const stru
         return rc;
     if (!json_is_true(json_object_get(side->ready, "ready")))
         return error_set(err, STATUS_PEER, "%s: its first line does not say ready", side->name);
+    const char *isa = json_string_value(json_object_get(side->ready, "isa"));
+    if (ours && s->isa && strcmp(s->isa, "auto") != 0 && (!isa || strcmp(isa, s->isa) != 0))
+        return error_set(err, STATUS_PEER, "%s runs on %s, asked for %s", side->name, isa ? isa : "nothing",
+                         s->isa);
     const char *name = json_string_value(json_object_get(side->ready, "name"));
     if (name)
         snprintf(side->name, sizeof side->name, "%s", name);

@@ -34,13 +34,13 @@ is() { jq -e "$1" "$tmp/bench.out" >/dev/null || fail "not $1: $(cat "$tmp/bench
 told() { grep -q -E -- "$1" "$tmp/bench.err" || fail "does not say /$1/: $(cat "$tmp/bench.err")"; }
 no_children() { [ -z "$(own_processes)" ] || fail "left behind: $(own_processes)"; }
 
-ready='{"ready":true,"isa":"fake","threads":2,"bytes":1000}'
+ready='{"ready":true,"isa":"avx2","threads":2,"bytes":1000}'
 say "a row that holds: medians, turns, arguments"
 program bench_decode "$ready" '{"value":130,"step_ms":8}' '{"value":110,"step_ms":9}' '{"value":120,"step_ms":7}'
 program bench/peers/llama.py '{"ready":true,"name":"peer 1.0","bytes":1040}' '{"value":90}' '{"value":100}' '{"value":150}'
 bench 0 decode-b1 --json --runs 3 --isa avx2 --threads 2
 is '.name == "decode-b1" and .unit == "tok/s" and .ours == 120 and .peer == {name: "peer 1.0", value: 100}'
-is '.ratio == 1.2 and .goal == 1.1 and .holds and .runs == 3 and .processor.isa == "fake" and .processor.threads == 2'
+is '.ratio == 1.2 and .goal == 1.1 and .holds and .runs == 3 and .processor.isa == "avx2" and .processor.threads == 2'
 is '.processor.model != "" and .processor.cores > 0 and .spread.ours == [110, 130] and .spread.peer == [90, 150]'
 is '.figures == {step_ms: 8} and .peer_info.bytes == 1040'
 printf '%s run\n' bench_decode llama.py bench_decode llama.py bench_decode llama.py >"$tmp/expected"
@@ -58,10 +58,26 @@ bench 3 decode-b1 --json --quiet --runs 2
 is '.holds == false and .ours == 102 and .peer.value == 95'
 [ "$(wc -l <"$tmp/bench.err")" -eq 2 ] || fail "--quiet: $(cat "$tmp/bench.err")" # what the programs say
 bench 3 decode-b1 decode-bandwidth --quiet --runs 2
-grep -q -E '^decode-b1 +tok/s +102 +95 +1.07x +1.10x +BELOW peer 1.0' "$tmp/bench.out" || fail "table: $(cat "$tmp/bench.out")"
-grep -q -E '^decode-bandwidth +GB/s +102 +150 +0.68x +0.75x +BELOW bound: reading' "$tmp/bench.out" || fail "table: $(cat "$tmp/bench.out")"
+grep -q -E '^decode-b1 +avx2 +tok/s +102 +95 +1.07x +1.10x +BELOW peer 1.0' "$tmp/bench.out" || fail "table: $(cat "$tmp/bench.out")"
+grep -q -E '^decode-bandwidth +avx2 +GB/s +102 +150 +0.68x +0.75x +BELOW bound: reading' "$tmp/bench.out" || fail "table: $(cat "$tmp/bench.out")"
 bench 0 decode-b1-q8_0 --json --quiet --runs 2 # for information: no goal to miss
 is '.goal == 0 and .ratio > 1.07'
+
+say "several classes: each row once with each, one table; a program that runs another class than asked"
+printf '#!%s\nwhile [ $# -gt 1 ]; do [ "$1" = --isa ] && isa=$2; shift; done\necho "{\\"ready\\":true,\\"isa\\":\\"$isa\\"}"\n' "$BASH" >"$suite/bench_train"
+printf 'while read -r line; do [ "$line" = run ] || exit 0; echo "{\\"value\\":${#isa}00,\\"bound\\":500}"; done\n' >>"$suite/bench_train"
+cp "$suite/bench_train" "$suite/bench_refit" && chmod +x "$suite/bench_train" "$suite/bench_refit"
+bench 0 train-mfu refit --runs 1 --quiet --isa avx512,avx2
+[ "$(grep -c '^row ' "$tmp/bench.out")" -eq 1 ] || fail "heads: $(cat "$tmp/bench.out")"
+awk '$5 == 500 { print $1, $2, $4 }' "$tmp/bench.out" >"$tmp/rows"
+printf '%s\n' "train-mfu avx512 600" "train-mfu avx2 400" "refit avx512 600" "refit avx2 400" | cmp - "$tmp/rows" || fail "$(cat "$tmp/bench.out")"
+bench 0 train-mfu --runs 1 --quiet --json --isa avx2,avx512
+[ "$(jq -r .processor.isa "$tmp/bench.out" | paste -s -d ' ')" = "avx2 avx512" ] || fail "$(cat "$tmp/bench.out")"
+bench 1 decode-b1 train-mfu --runs 1 --quiet --json --isa avx512
+[ "$(jq -s length "$tmp/bench.out")" -eq 2 ] || fail "$(cat "$tmp/bench.out")"
+told 'decode-b1 on avx512: bench_decode runs on avx2, asked for avx512'
+bench 2 decode-b1 --isa ,
+bench 2 decode-b1 --isa a,b,c,d,e,f,g,h,i
 
 say "a goal of the program's own; bytes too far apart"
 program bench_decode '{"ready":true,"isa":"fake","threads":2,"bytes":1000,"goal":0.5}' '{"value":100,"bound":190}'
