@@ -5,7 +5,12 @@
 . "$(dirname "$0")/lib.sh"
 
 all_gone() { [ -z "$(own_processes)" ]; }
-hashes() { sql 'SELECT step, hash FROM step WHERE outcome IS NOT NULL ORDER BY step'; }
+# What a run made of its steps: the hash of the weights after each, as they were published (bf16), and of the checkpoints' files: f32 weights
+# and the optimizer's moments, every bit of them.
+hashes() {
+  sql 'SELECT step, hash FROM step WHERE outcome IS NOT NULL ORDER BY step'
+  jq -r '"checkpoint \(.step) \(.model_hash) \(.optimizer_hash)"' "$run"/checkpoints/step-*/state.json | sort -k 2n
+}
 # same_hashes WANT: the hashes of the run are WANT, all of them; SAME's own failure is checked below.
 same_hashes() { [ "$(hashes)" = "$1" ]; }
 # threads_of ROOM N: as the run's folder has them, which `ooze resume` reads.
@@ -16,9 +21,9 @@ left_alone() {
   run_start "$1" "${@:3}"
   run_ends_well
   want=$(hashes)
-  [ "$(wc -l <<<"$want")" -eq "$2" ] || fail "not $2 steps"
   # every step moves the weights, or hashes would say nothing
-  [ "$(cut -d'|' -f2 <<<"$want" | sort -u | wc -l)" -eq "$2" ] || fail "a step left the weights as they were"
+  [ "$(sed -n 's/^[0-9]*|//p' <<<"$want" | sort -u | wc -l)" -eq "$2" ] || fail "not $2 steps that move the weights"
+  [ "$(sed -n 's/^checkpoint [0-9]* //p' <<<"$want" | sort -u | wc -l)" -ge $(($2 / 3)) ] || fail "not $(($2 / 3)) checkpoints"
 }
 # struck_twice NAME FIRST SECOND ARGUMENT…: killed after FIRST and after SECOND steps; trainer on 1, 3, 2 threads, engine on 2, 1, 2.
 # Each life of the trainer must have computed steps, and the hashes be $want.
@@ -44,6 +49,8 @@ struck_twice() {
   same_hashes "$(sed '$ s/.$/x/' <<<"$want")" && fail "hashes that differ were taken for the same"
 }
 
+# every checkpoint stays
+sed -i 's/checkpoint_every: 3/checkpoint_every: 3, keep_last: 100/' "$tmp/micro.yaml"
 config=$tmp/sft.yaml
 sed '/^tasks:/,$d; s/micro_batch_tokens: 1024/micro_batch_tokens: 2048/; s/dtype: f32, threads: 1/dtype: bf16, threads: 1/' "$tmp/micro.yaml" >"$config"
 cat >>"$config" <<YAML
