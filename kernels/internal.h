@@ -30,6 +30,15 @@ static inline int64_t max_i64(int64_t a, int64_t b)
 typedef void split_fn(void *ctx, int64_t begin, int64_t end, int thread);
 void split_run(struct device *d, int64_t n, int64_t align, double ns_per_item, split_fn *fn, void *ctx);
 
+// The trees of an attention gradient (kernels.h), asserting that they are well formed: ret_first [n_seqs + 1] gets the first sequence
+// of each, its root, and n_seqs at the end. Returns their number.
+int attn_trees(int n_seqs, const struct attn_seq *seqs, int32_t *ret_first);
+// (query, key) pairs of a sequence with the halves that blocks waste, for guesses of cost.
+static inline double attn_pairs(const struct attn_seq *s)
+{
+    return (double)s->n_rows * (0.5 * (s->n_rows + 32.0) + s->pos0);
+}
+
 // At least `bytes` bytes, 64-byte aligned, contents undefined, that `thread` may use until the op ends. A
 // second call of the same op on the same thread invalidates the first. Aborts when the machine has no memory
 // left.

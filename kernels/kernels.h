@@ -142,12 +142,18 @@ struct kernels {
     void (*attention)(struct device *d, const struct attn_cache *c, int n_heads, float scale, int n_seqs,
                       const struct attn_seq *seqs, const float *q, int64_t ldq, float *out, int64_t ldo,
                       float *lse);
-    // Gradient for whole sequences (pos0 = 0, pages ignored): dtype is that of the cache that the forward pass went through;
-    // k, v [T, G*D] f32 as given to kv_write (the op rounds them as the cache did), out and lse from the forward pass. dq, dk,
-    // dv are written (not added), only at the sequences' rows, and overlap no input (Dao 2022, algorithm 4):
+    // Gradient of all rows that attend one another: a sequence begins at position 0, or it is a branch. A branch has pos0 > 0, a
+    // multiple of ATTN_BLOCK, and goes on from the nearest sequence before it with pos0 = 0, its root: its keys 0 … pos0 - 1 are
+    // the root's rows of these positions, which there must be (pos0 <= root's n_rows). What the rows that several sequences share
+    // cost is so paid once, and a root with its branches is a tree. pages are ignored.
+    //   dtype is that of the cache that the forward pass went through; k, v [T, G*D] f32 as given to kv_write (the op rounds them
+    // as the cache did), out and lse from the forward pass. dq, dk, dv are written (not added), only at the sequences' rows, and
+    // overlap no input (Dao 2022, algorithm 4):
     //   P = exp(scale * q.k - lse), 0 where masked;  dS = P * (dout.v - sum16(dout * out)) * scale
     //   dq_i = chain(j) dS_ij k_j up to the end of i's block;  dk_j = chain(h, i) dS_ij q_i and dv_j = chain(h, i)
-    //   P_ij dout_i over the heads h of the group, then the rows i from the start of j's block.
+    //   P_ij dout_i over the heads h of the group, then the rows i: from the start of j's block on those of j's own sequence, then
+    //   all rows of each branch that sees j, in the order of the branches.
+    // So dq of a branch's rows has the bits that the sequence would have on its own.
     void (*attention_grad)(struct device *d, enum dtype dtype, int n_heads, int n_kv, int head_dim,
                            float scale, int n_seqs, const struct attn_seq *seqs, const float *q, int64_t ldq,
                            const float *k, int64_t ldk, const float *v, int64_t ldv, const float *out,

@@ -54,6 +54,20 @@ void split_run(struct device *d, int64_t n, int64_t align, double ns_per_item, s
         pool_run(d->pool, s.tasks, split_task, &s);
 }
 
+int attn_trees(int n_seqs, const struct attn_seq *seqs, int32_t *ret_first)
+{
+    int n = 0;
+    for (int i = 0; i < n_seqs; i++) {
+        if (seqs[i].pos0 == 0)
+            ret_first[n++] = i;
+        else
+            assert(n > 0 && seqs[i].pos0 % ATTN_BLOCK == 0 && seqs[i].pos0 > 0 &&
+                   seqs[i].pos0 <= seqs[ret_first[n - 1]].n_rows);
+    }
+    ret_first[n] = n_seqs;
+    return n;
+}
+
 static void *scratch_grow(struct scratch_buf *b, size_t bytes)
 {
     if (b->bytes < bytes) {

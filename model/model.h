@@ -73,6 +73,14 @@ void model_logits(const struct weights *w, int32_t rows, const float *hidden, fl
 // One batch at a time: train_forward, train_logprobs, then train_backward. Nothing is allocated after train_open. With
 // weights of DT_FP8 there is a forward pass (scoring) but no backward pass.
 struct train;
+// What a tree takes, root and branches added one by one; zeroed before. The limits, of fixed tables, are far off where sharing pays:
+// pos0 add up to at most TRAIN_SHARED_MAX times the rows, and of short branches, of a few tokens, there are some dozens.
+#define TRAIN_SHARED_MAX 64
+struct train_tree {
+    int64_t rows, pages, shared;
+};
+void train_tree_add(struct train_tree *tree, int32_t n_rows, int32_t pos0);
+bool train_tree_fits(const struct train_tree *tree);
 // For micro-batches of at most max_tokens rows. kv_dtype: keys and values are rounded like those of a kv of that dtype
 // (kv_dtype_choose; parity wants the engine's). recompute: keep only each layer's input and run the layer again in the
 // backward pass (same bits); else keep everything.
@@ -84,7 +92,13 @@ void train_close(struct train *t);
 size_t train_bytes(const struct model_config *c, enum dtype weights_dtype, int32_t max_tokens,
                    bool recompute);
 
-// Packed sequences: seqs[i].row0/n_rows, pos0 = 0, pages ignored. Saves what the backward pass needs.
+// Packed sequences: seqs[i].row0/n_rows, pages ignored. Saves what the backward pass needs.
+//
+// Sequences that begin alike may be computed as a tree: a whole one (pos0 = 0), the root, and directly behind it its branches,
+// sequences without their first pos0 rows, which the root's serve (kernels.h, attention_grad): pos0 is a multiple of ATTN_BLOCK, not
+// more than the root's n_rows, and ids and positions are the root's up to there (the caller's promise). Hidden states and
+// log-probabilities of the rows that are left have the bits that the whole sequence would give; the gradient is that of the
+// same sum, whose parts add up in another order. A tree must pass train_tree_fits.
 void train_forward(struct train *t, const struct weights *w, const struct batch *b);
 // Log-probability of targets[r] after row r at temperature 1/inv_temp[r], and entropy (NULL = not wanted):
 // [n_rows] each. Rows with targets < 0 are skipped (0). Vocabulary logits are computed for a bounded number

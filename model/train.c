@@ -13,6 +13,30 @@
 
 #define PAGE_TOKENS ATTN_BLOCK
 
+static int64_t pages_for(int64_t rows)
+{
+    return (rows + PAGE_TOKENS - 1) / PAGE_TOKENS;
+}
+
+// Pages that a tree of so many rows may have, and that a train object has: twice those of one longest sequence, so that most batches
+// are one span and any sequence fits.
+static int32_t pages_most(int64_t rows)
+{
+    return (int32_t)(2 * pages_for(rows) + 16);
+}
+
+void train_tree_add(struct train_tree *tree, int32_t n_rows, int32_t pos0)
+{
+    tree->rows += n_rows;
+    tree->pages += pages_for(n_rows);
+    tree->shared += pos0;
+}
+
+bool train_tree_fits(const struct train_tree *tree)
+{
+    return tree->pages <= pages_most(tree->rows) && tree->shared <= TRAIN_SHARED_MAX * tree->rows;
+}
+
 // ---- opening --------------------------------------------------------------------------------------------------
 
 // The largest layer's saved, and the working memory of the largest block, forward or backward; in floats.
@@ -67,8 +91,7 @@ enum status train_open(struct device *d, const struct model_config *c, const str
                         .max_tokens = max_tokens};
     struct carve count = {0};
     arrays_carve(t, &count);
-    // Twice the pages of one longest sequence, so that most batches are one span and any sequence fits.
-    t->n_pages = 2 * ((max_tokens + PAGE_TOKENS - 1) / PAGE_TOKENS) + 16;
+    t->n_pages = pages_most(max_tokens);
     struct model_config one_layer = *c;
     one_layer.n_layers = 1;
     enum status rc = kv_open(d, &one_layer, kv_dtype, t->n_pages, PAGE_TOKENS, &t->kv, err);
@@ -93,9 +116,7 @@ enum status train_open(struct device *d, const struct model_config *c, const str
     t->span_end = mem_must(n, sizeof(t->span_end[0]));
     t->head.rows = mem_must(n, sizeof(t->head.rows[0]));
     t->head.targets = mem_must(n, sizeof(t->head.targets[0]));
-    t->page_numbers = mem_must((size_t)t->n_pages, sizeof(t->page_numbers[0]));
-    for (int32_t i = 0; i < t->n_pages; i++)
-        t->page_numbers[i] = i;
+    t->tables = mem_must(n * TRAIN_TABLE, sizeof(t->tables[0]));
     *ret = t;
     return STATUS_OK;
 }
@@ -122,36 +143,67 @@ void train_close(struct train *t)
     free(t->span_end);
     free(t->head.rows);
     free(t->head.targets);
-    free(t->page_numbers);
+    free(t->tables);
     free(t);
 }
 
 // ---- forward --------------------------------------------------------------------------------------------------
 
-// Copies the batch and gives its sequences transient pages. A span ends where the pages do.
+// Sequences of the tree that begins at i; *ret_tree is its size.
+static int32_t tree_measure(const struct batch *b, int32_t i, struct train_tree *ret_tree)
+{
+    const struct attn_seq *root = &b->seqs[i];
+    *ret_tree = (struct train_tree){0};
+    assert(root->pos0 == 0);
+    for (int32_t first = i; i < b->n_seqs && (i == first || b->seqs[i].pos0 > 0); i++) {
+        assert(b->seqs[i].n_rows > 0 && b->seqs[i].pos0 % PAGE_TOKENS == 0 &&
+               b->seqs[i].pos0 <= root->n_rows);
+        train_tree_add(ret_tree, b->seqs[i].n_rows, b->seqs[i].pos0);
+    }
+    assert(train_tree_fits(ret_tree));
+    return (int32_t)(b->seqs + i - root);
+}
+
+// Gives the batch's sequences transient pages: a branch has its root's, then its own. A span ends where the pages do.
+static void batch_pages(struct train *t, const struct batch *b)
+{
+    int32_t page = 0, *table = t->tables;
+    for (int32_t i = 0, n; i < b->n_seqs; i += n) {
+        struct train_tree tree;
+        n = tree_measure(b, i, &tree);
+        if (page + tree.pages > t->n_pages) {
+            t->span_end[t->n_spans++] = i;
+            page = 0;
+        }
+        const int32_t *root = table;
+        for (int32_t k = i; k < i + n; k++) {
+            int64_t shared = pages_for(b->seqs[k].pos0), own = pages_for(b->seqs[k].n_rows);
+            t->seqs[k] = b->seqs[k];
+            t->seqs[k].pages = table;
+            for (int64_t p = 0; p < shared; p++)
+                *table++ = root[p];
+            for (int64_t p = 0; p < own; p++)
+                *table++ = page++;
+        }
+    }
+    assert(table <= t->tables + (int64_t)t->max_tokens * TRAIN_TABLE);
+    if (b->n_seqs)
+        t->span_end[t->n_spans++] = b->n_seqs;
+}
+
 static void batch_copy(struct train *t, const struct batch *b)
 {
-    int32_t row = 0, page = 0;
+    int32_t row = 0;
     assert(b->n_rows >= 0 && b->n_rows <= t->max_tokens && b->n_seqs <= b->n_rows);
     t->n_rows = b->n_rows;
     t->n_seqs = b->n_seqs;
     t->n_spans = 0;
     for (int32_t i = 0; i < b->n_seqs; i++) {
-        const struct attn_seq *s = &b->seqs[i];
-        int32_t need = (s->n_rows + PAGE_TOKENS - 1) / PAGE_TOKENS;
-        assert(s->row0 == row && s->n_rows > 0 && s->pos0 == 0);
-        if (page + need > t->n_pages) {
-            t->span_end[t->n_spans++] = i;
-            page = 0;
-        }
-        t->seqs[i] = *s;
-        t->seqs[i].pages = t->page_numbers + page;
-        page += need;
-        row += s->n_rows;
+        assert(b->seqs[i].row0 == row);
+        row += b->seqs[i].n_rows;
     }
     assert(row == b->n_rows);
-    if (b->n_seqs)
-        t->span_end[t->n_spans++] = b->n_seqs;
+    batch_pages(t, b);
     for (int32_t i = 0; i < b->n_rows; i++) {
         assert(b->ids[i] >= 0 && b->ids[i] < t->c.vocab && b->pos[i] >= 0 && b->pos[i] < t->c.max_position);
         t->ids[i] = b->ids[i];

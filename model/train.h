@@ -6,11 +6,15 @@
 //      `stage` says how far it is.
 //   3. With recompute, `inputs` holds every layer's input and all layers share one layer's `saved`; else each has its own.
 //   4. After the final norm's gradient `hidden` holds dx, the gradient of the residual stream.
+//   5. A root and its branches are in one span: the branches' page tables begin with the root's pages.
 #ifndef MODEL_TRAIN_H
 #define MODEL_TRAIN_H
 
 #include "model/forward.h"
 #include "model/kv.h"
+
+// Pages of all sequences of a batch, for a row of max_tokens: at most one of its own, and shared ones (train_tree_fits).
+#define TRAIN_TABLE (1 + TRAIN_SHARED_MAX / ATTN_BLOCK)
 
 enum train_stage { TRAIN_IDLE, TRAIN_FORWARD, TRAIN_LOGPROBS, TRAIN_HEAD };
 
@@ -42,7 +46,7 @@ struct train {
     int32_t *span_end;     // [max_tokens]
     struct kv *kv;         // of one layer, used by one layer after the other
     int32_t n_pages;
-    int32_t *page_numbers; // [n_pages] 0, 1, 2, …
+    int32_t *tables; // [TRAIN_TABLE * max_tokens] page numbers of one sequence after the other
 
     float *data;          // one device allocation behind all that follows
     float *x;             // [max_tokens, C] residual stream; at the end the input of the final norm

@@ -1,4 +1,5 @@
-// Gradient of attention on pairs of bf16 (avx512bf16.h has the order). A unit is one query head of one sequence. Queries, keys, values
+// Gradient of attention on pairs of bf16 (avx512bf16.h has the order). A unit is one query head of one
+// tree, a sequence with the branches that share its first rows. Queries, keys, values
 // and gradients of the output are rounded and paired once, both ways that the five products want them: along D, where
 // S and dP are contracted, and along rows or keys, where dQ, dK and dV are. Scores have queries in the lanes, so that lse and
 // delta are vectors; P and dS never leave the first cache.
@@ -20,8 +21,8 @@ struct attn_grad {
     enum dtype dtype;
     int n_heads, n_kv, group, dim;
     float scale, c2;
-    int n_seqs;
     const struct attn_seq *seqs;
+    int32_t *tree; // [trees + 1] first sequence of each
     const float *q, *k, *v, *out, *lse, *dout;
     int64_t ldq, ldk, ldv, ldo, lddo, lddq, lddk, lddv;
     float *dq, *dk, *dv;
@@ -31,10 +32,10 @@ struct attn_grad {
     int64_t part_rows;
 };
 
-// One head of one sequence. n_pad: rows rounded up to ROWS (= KEYS); what is past the end is 0. ld: D rounded up to 16, the
-// stride of everything with columns in the lanes.
+// One head of one tree. Rows of each sequence are rounded up to ROWS (= KEYS) and lie one after the other, root first, n_pad in
+// all; what is past a sequence's end is 0. ld: D rounded up to 16, the stride of everything with columns in the lanes.
 struct work {
-    int64_t n, n_pad, ld;
+    int64_t n_pad, ld;
     uint32_t *q_d, *dout_d; // [n_pad / ROWS][D / 2][ROWS] pairs along D
     uint32_t *k_d, *v_d;    // [n_pad / KEYS][D / 2][KEYS]
     uint32_t *q_i, *dout_i; // [n_pad / 2][ld] pairs of rows
@@ -43,14 +44,24 @@ struct work {
     float *dk, *dv;         // [KEYS][ld] sums of one block of keys
     uint32_t *p_i, *ds_i,
         *ds_j;    // [KEYS][ROWS / 2] pairs of rows of P, dS; [KEYS / 2][ROWS] pairs of keys of dS
-    float *k, *v; // FP8: [n][D] what the cache gives back
+    float *k, *v; // FP8: [longest][D] what the cache gives back of one sequence
 };
 
-// Cuts the arrays out of base and returns the bytes; base NULL only counts.
-static size_t work_carve(const struct attn_grad *a, int64_t n, char *base, struct work *w)
+// Rows of a sequence in the work arrays.
+static int64_t rows_pad(const struct attn_seq *s)
 {
-    int64_t dim = a->dim, ld = ceil_div(dim, 16) * 16, n_pad = ceil_div(n, ROWS) * ROWS;
+    return ceil_div(s->n_rows, ROWS) * ROWS;
+}
+
+// Cuts the arrays out of base and returns the bytes; base NULL only counts.
+static size_t work_carve(const struct attn_grad *a, int64_t tree, char *base, struct work *w)
+{
+    int64_t dim = a->dim, ld = ceil_div(dim, 16) * 16, n_pad = 0, longest = 0;
     size_t at = 0;
+    for (int32_t i = a->tree[tree]; i < a->tree[tree + 1]; i++) {
+        n_pad += rows_pad(&a->seqs[i]);
+        longest = max_i64(longest, a->seqs[i].n_rows);
+    }
     const struct {
         void **to;
         int64_t words;
@@ -68,14 +79,13 @@ static size_t work_carve(const struct attn_grad *a, int64_t n, char *base, struc
                   {(void **)&w->p_i, KEYS * ROWS / 2},
                   {(void **)&w->ds_i, KEYS * ROWS / 2},
                   {(void **)&w->ds_j, KEYS * ROWS / 2},
-                  {(void **)&w->k, a->dtype == DT_FP8 ? n * dim : 0},
-                  {(void **)&w->v, a->dtype == DT_FP8 ? n * dim : 0}};
+                  {(void **)&w->k, a->dtype == DT_FP8 ? longest * dim : 0},
+                  {(void **)&w->v, a->dtype == DT_FP8 ? longest * dim : 0}};
     for (size_t i = 0; i < sizeof arrays / sizeof arrays[0]; i++) {
         if (base)
             *arrays[i].to = base + at;
         at += ((size_t)arrays[i].words * 4 + 63) / 64 * 64;
     }
-    w->n = n;
     w->n_pad = n_pad;
     w->ld = ld;
     return at;
@@ -83,15 +93,15 @@ static size_t work_carve(const struct attn_grad *a, int64_t n, char *base, struc
 
 // ---- pairs -----------------------------------------------------------------------------------------------------------
 
-// x [n, D] → to [n_pad / 32][D / 2][32].
-static void pairs_along_dim(const struct work *w, int64_t dim, const float *x, int64_t ld, uint32_t *to)
+// x [n, D] → to [ceil(n / 32)][D / 2][32].
+static void pairs_along_dim(int64_t n, int64_t dim, const float *x, int64_t ld, uint32_t *to)
 {
-    for (int64_t i = 0; i < w->n_pad; i += 16) {
+    for (int64_t i = 0; i < ceil_div(n, ROWS) * ROWS; i += 16) {
         uint32_t *square = to + i / 32 * 32 * (dim / 2) + i % 32;
         for (int64_t j = 0; j < dim; j += 32) {
             v16 a[16];
             for (int64_t l = 0; l < 16; l++)
-                a[l] = i + l < w->n ? v_neighbours(x + (i + l) * ld + j, dim - j) : v_zero();
+                a[l] = i + l < n ? v_neighbours(x + (i + l) * ld + j, dim - j) : v_zero();
             v_transpose(a);
             for (int64_t l = 0; l < min_i64(16, (dim - j) / 2); l++)
                 v_store((float *)(square + (j / 2 + l) * 32), a[l]);
@@ -99,24 +109,25 @@ static void pairs_along_dim(const struct work *w, int64_t dim, const float *x, i
     }
 }
 
-// x [n, D] → to [n_pad / 2][ld].
-static void pairs_of_rows(const struct work *w, int64_t dim, const float *x, int64_t ld, uint32_t *to)
+// x [n, D] → to [ceil(n / 32) * 16][ld_to].
+static void pairs_of_rows(int64_t n, int64_t dim, const float *x, int64_t ld, uint32_t *to, int64_t ld_to)
 {
-    for (int64_t i = 0; i < w->n_pad; i += 2, to += w->ld)
-        for (int64_t j = 0; j < w->ld; j += 16) {
+    for (int64_t i = 0; i < ceil_div(n, ROWS) * ROWS; i += 2, to += ld_to)
+        for (int64_t j = 0; j < ld_to; j += 16) {
             int64_t cols = min_i64(16, dim - j);
-            v16 a = i < w->n ? v_load_n(x + i * ld + j, cols) : v_zero();
-            v16 b = i + 1 < w->n ? v_load_n(x + (i + 1) * ld + j, cols) : v_zero();
+            v16 a = i < n ? v_load_n(x + i * ld + j, cols) : v_zero();
+            v16 b = i + 1 < n ? v_load_n(x + (i + 1) * ld + j, cols) : v_zero();
             _mm512_storeu_si512(to + j, v_pair_up(a, b));
         }
 }
 
-static void pack_keys(const struct attn_grad *a, const struct attn_seq *s, int g, struct work *w)
+// Keys and values of one sequence, whose rows begin at `at` of the work arrays.
+static void pack_keys(const struct attn_grad *a, const struct attn_seq *s, int g, int64_t at, struct work *w)
 {
-    int64_t dim = a->dim, ldk = a->ldk, ldv = a->ldv;
+    int64_t dim = a->dim, ldk = a->ldk, ldv = a->ldv, n = s->n_rows;
     const float *k = a->k + s->row0 * ldk + g * dim, *v = a->v + s->row0 * ldv + g * dim;
     if (a->dtype == DT_FP8) {
-        for (int64_t i = 0; i < w->n; i++) {
+        for (int64_t i = 0; i < n; i++) {
             ref_cache_round(DT_FP8, dim, k + i * ldk, w->k + i * dim);
             ref_cache_round(DT_FP8, dim, v + i * ldv, w->v + i * dim);
         }
@@ -124,34 +135,35 @@ static void pack_keys(const struct attn_grad *a, const struct attn_seq *s, int g
         v = w->v;
         ldk = ldv = dim;
     }
-    pairs_along_dim(w, dim, k, ldk, w->k_d);
-    pairs_along_dim(w, dim, v, ldv, w->v_d);
-    pairs_of_rows(w, dim, k, ldk, w->k_j);
+    pairs_along_dim(n, dim, k, ldk, w->k_d + at * dim / 2);
+    pairs_along_dim(n, dim, v, ldv, w->v_d + at * dim / 2);
+    pairs_of_rows(n, dim, k, ldk, w->k_j + at / 2 * w->ld, w->ld);
 }
 
-static void pack_queries(const struct attn_grad *a, const struct attn_seq *s, int h, struct work *w)
+static void pack_queries(const struct attn_grad *a, const struct attn_seq *s, int h, int64_t at,
+                         struct work *w)
 {
-    int64_t dim = a->dim;
+    int64_t dim = a->dim, n = s->n_rows;
     const float *q = a->q + s->row0 * a->ldq + h * dim, *dout = a->dout + s->row0 * a->lddo + h * dim;
-    pairs_along_dim(w, dim, q, a->ldq, w->q_d);
-    pairs_along_dim(w, dim, dout, a->lddo, w->dout_d);
-    pairs_of_rows(w, dim, q, a->ldq, w->q_i);
-    pairs_of_rows(w, dim, dout, a->lddo, w->dout_i);
-    for (int64_t i = 0; i < w->n_pad; i++) {
+    pairs_along_dim(n, dim, q, a->ldq, w->q_d + at * dim / 2);
+    pairs_along_dim(n, dim, dout, a->lddo, w->dout_d + at * dim / 2);
+    pairs_of_rows(n, dim, q, a->ldq, w->q_i + at / 2 * w->ld, w->ld);
+    pairs_of_rows(n, dim, dout, a->lddo, w->dout_i + at / 2 * w->ld, w->ld);
+    for (int64_t i = 0; i < rows_pad(s); i++) {
         v16 sum = v_zero();
-        for (int64_t j = 0; j < dim && i < w->n; j += 16) {
+        for (int64_t j = 0; j < dim && i < n; j += 16) {
             int64_t cols = min_i64(16, dim - j);
             sum = v_fma(v_load_n(dout + i * a->lddo + j, cols),
                         v_load_n(a->out + (s->row0 + i) * a->ldo + h * dim + j, cols), sum);
         }
-        w->delta[i] = v_fold(sum) * a->scale;
-        w->lse2[i] = i < w->n ? a->lse[(s->row0 + i) * a->n_heads + h] * LOG2E : 0;
+        w->delta[at + i] = v_fold(sum) * a->scale;
+        w->lse2[at + i] = i < n ? a->lse[(s->row0 + i) * a->n_heads + h] * LOG2E : 0;
     }
 }
 
 // ---- one square ------------------------------------------------------------------------------------------------------
 
-// P and dS of the rows i0 … and the keys j0 …; diagonal: some rows do not see some of the keys.
+// P and dS of the rows i0 … and the keys j0 … of the work arrays; diagonal: some rows do not see some of the keys.
 static void square_scores(const struct attn_grad *a, struct work *w, int64_t i0, int64_t j0, bool diagonal)
 {
     const int64_t half = a->dim / 2;
@@ -264,15 +276,18 @@ static void product(int64_t rows, int64_t cols, int64_t n, const uint32_t *a, in
     }
 }
 
-static void square_grad(const struct attn_grad *a, struct work *w, int64_t i0, int64_t j0, float *dq)
+// What the rows i0 … of s, which begin at `at` of the work arrays, and the keys j0 … of the work arrays give one another. first: the
+// first rows that these keys meet.
+static void square_grad(const struct attn_grad *a, struct work *w, const struct attn_seq *s, int64_t at,
+                        int64_t i0, int64_t j0, bool first, float *dq)
 {
-    square_scores(a, w, i0, j0, i0 < j0 + KEYS);
-    bool fresh = i0 == j0;
-    product(KEYS, w->ld, ROWS / 2, w->p_i, ROWS / 2, 1, w->dout_i + i0 / 2 * w->ld, w->ld, fresh, w->dv,
+    int64_t i = at + i0;
+    square_scores(a, w, i, j0, i == j0);
+    product(KEYS, w->ld, ROWS / 2, w->p_i, ROWS / 2, 1, w->dout_i + i / 2 * w->ld, w->ld, first, w->dv,
             w->ld);
-    product(KEYS, w->ld, ROWS / 2, w->ds_i, ROWS / 2, 1, w->q_i + i0 / 2 * w->ld, w->ld, fresh, w->dk, w->ld);
-    product(min_i64(ROWS, w->n - i0), a->dim, KEYS / 2, w->ds_j, 1, ROWS, w->k_j + j0 / 2 * w->ld, w->ld,
-            j0 == 0, dq + i0 * a->lddq, a->lddq);
+    product(KEYS, w->ld, ROWS / 2, w->ds_i, ROWS / 2, 1, w->q_i + i / 2 * w->ld, w->ld, first, w->dk, w->ld);
+    product(min_i64(ROWS, s->n_rows - i0), a->dim, KEYS / 2, w->ds_j, 1, ROWS, w->k_j + j0 / 2 * w->ld, w->ld,
+            j0 == 0, dq + (s->row0 + i0) * a->lddq, a->lddq);
 }
 
 // ---- one head --------------------------------------------------------------------------------------------------------
@@ -290,43 +305,62 @@ static void rows_out(const struct attn_grad *a, const struct work *w, int64_t ro
         }
 }
 
-static void head_grad(const struct attn_grad *a, const struct attn_seq *s, int h, struct work *w)
+// Sums of the keys j0 … of `keys`, the sequence nth of the tree, whose rows begin at `at` of the work arrays: over its own rows, then,
+// if it is the root, over those of the branches that see them.
+static void keys_grad(const struct attn_grad *a, struct work *w, const struct attn_seq *keys,
+                      const struct attn_seq *end, int64_t at, int64_t j0, float *dq)
+{
+    for (int64_t i0 = j0; i0 < keys->n_rows; i0 += ROWS)
+        square_grad(a, w, keys, at, i0, at + j0, i0 == j0, dq);
+    if (keys->pos0 > 0)
+        return;
+    at = rows_pad(keys);
+    for (const struct attn_seq *s = keys + 1; s < end; at += rows_pad(s++))
+        for (int64_t i0 = 0; i0 < s->n_rows && j0 < s->pos0; i0 += ROWS)
+            square_grad(a, w, s, at, i0, j0, false, dq);
+}
+
+static void head_grad(const struct attn_grad *a, int64_t tree, int h, struct work *w)
 {
     int g = h / a->group, nth = h % a->group;
-    float *dq = a->dq + s->row0 * a->lddq + h * a->dim;
-    float *dk = a->dk + s->row0 * a->lddk + g * a->dim, *dv = a->dv + s->row0 * a->lddv + g * a->dim;
-    int64_t lddk = a->lddk, lddv = a->lddv;
+    const struct attn_seq *root = a->seqs + a->tree[tree], *end = a->seqs + a->tree[tree + 1];
+    float *dq = a->dq + h * a->dim, *dk = a->dk + g * a->dim, *dv = a->dv + g * a->dim;
+    int64_t lddk = a->lddk, lddv = a->lddv, at = 0;
     if (a->parts && nth) {
         int64_t part = a->part_rows * a->dim, nths = (int64_t)a->n_kv * (a->group - 1);
-        dk = a->parts + ((int64_t)g * (a->group - 1) + nth - 1) * part + s->row0 * a->dim;
+        dk = a->parts + ((int64_t)g * (a->group - 1) + nth - 1) * part;
         dv = dk + nths * part;
         lddk = lddv = a->dim;
     }
-    pack_queries(a, s, h, w);
-    for (int64_t j0 = 0; j0 < w->n; j0 += KEYS) {
-        for (int64_t i0 = j0; i0 < w->n; i0 += ROWS)
-            square_grad(a, w, i0, j0, dq);
-        int64_t keys = min_i64(KEYS, w->n - j0);
-        bool add = nth && !a->parts;
-        rows_out(a, w, keys, w->dk, add, dk + j0 * lddk, lddk);
-        rows_out(a, w, keys, w->dv, add, dv + j0 * lddv, lddv);
-    }
+    for (const struct attn_seq *s = root; s < end; at += rows_pad(s++))
+        pack_queries(a, s, h, at, w);
+    at = 0;
+    for (const struct attn_seq *s = root; s < end; at += rows_pad(s++))
+        for (int64_t j0 = 0; j0 < s->n_rows; j0 += KEYS) {
+            keys_grad(a, w, s, end, at, j0, dq);
+            int64_t keys = min_i64(KEYS, s->n_rows - j0), row = s->row0 + j0;
+            bool add = nth && !a->parts;
+            rows_out(a, w, keys, w->dk, add, dk + row * lddk, lddk);
+            rows_out(a, w, keys, w->dv, add, dv + row * lddv, lddv);
+        }
 }
 
-// Units: (sequence, key/value head), or (sequence, query head) with parts.
+// Units: (tree, key/value head), or (tree, query head) with parts.
 static void grad_units(void *ctx, int64_t begin, int64_t end, int thread)
 {
     const struct attn_grad *a = ctx;
-    int64_t per_seq = a->parts ? a->n_heads : a->n_kv;
+    int64_t per_tree = a->parts ? a->n_heads : a->n_kv;
     for (int64_t u = begin; u < end; u++) {
-        const struct attn_seq *s = &a->seqs[u / per_seq];
+        int64_t tree = u / per_tree, at = 0;
         struct work w = {0};
-        char *base = scratch_get(a->d, thread, work_carve(a, s->n_rows, NULL, &w));
-        work_carve(a, s->n_rows, base, &w);
-        int unit = (int)(u % per_seq), first = a->parts ? unit : unit * a->group, n = a->parts ? 1 : a->group;
-        pack_keys(a, s, first / a->group, &w);
+        char *base = scratch_get(a->d, thread, work_carve(a, tree, NULL, &w));
+        work_carve(a, tree, base, &w);
+        int unit = (int)(u % per_tree), first = a->parts ? unit : unit * a->group,
+            n = a->parts ? 1 : a->group;
+        for (int32_t i = a->tree[tree]; i < a->tree[tree + 1]; at += rows_pad(&a->seqs[i++]))
+            pack_keys(a, &a->seqs[i], first / a->group, at, &w);
         for (int h = first; h < first + n; h++)
-            head_grad(a, s, h, &w);
+            head_grad(a, tree, h, &w);
     }
 }
 
@@ -370,7 +404,6 @@ void avx512bf16_attention_grad(struct device *d, enum dtype dtype, int n_heads, 
                           .dim = head_dim,
                           .scale = scale,
                           .c2 = scale * LOG2E,
-                          .n_seqs = n_seqs,
                           .seqs = seqs,
                           .q = q,
                           .k = k,
@@ -390,17 +423,21 @@ void avx512bf16_attention_grad(struct device *d, enum dtype dtype, int n_heads, 
                           .dk = dk,
                           .dv = dv};
     double pairs = 0;
-    int64_t units = (int64_t)n_seqs * n_kv;
     for (int i = 0; i < n_seqs; i++) {
-        assert(seqs[i].pos0 == 0);
-        pairs += 0.5 * seqs[i].n_rows * (seqs[i].n_rows + 32.0);
+        pairs += attn_pairs(&seqs[i]);
         a.part_rows = max_i64(a.part_rows, seqs[i].row0 + seqs[i].n_rows);
     }
     // Few long sequences: heads are shared out too.
+    size_t list = ((size_t)n_seqs + 1) * sizeof *a.tree,
+           parts = (size_t)(2 * (n_heads - n_kv) * a.part_rows * head_dim);
     int threads = pool_threads(d->pool);
+    a.tree = scratch_shared(d, list);
+    int64_t n_trees = attn_trees(n_seqs, seqs, a.tree), units = n_trees * n_kv;
     if (a.group > 1 && threads > 1 && units < 4 * threads) {
-        a.parts = scratch_shared(d, (size_t)(2 * (n_heads - n_kv) * a.part_rows * head_dim) * sizeof(float));
-        units = (int64_t)n_seqs * n_heads;
+        a.parts = scratch_shared(d, parts * sizeof(float) + list);
+        a.tree = (int32_t *)(a.parts + parts);
+        attn_trees(n_seqs, seqs, a.tree);
+        units = n_trees * n_heads;
     }
     if (units)
         split_run(d, units, 1, pairs * n_heads * (0.04 * head_dim + 1) / (double)units, grad_units, &a);

@@ -38,7 +38,8 @@ void avx512bf16_gemm_dw(struct device *d, enum dtype dtype, int64_t m, int64_t n
 //   P = exp2(fma(chain over the pairs of D (q, k), c, -(lse * log2 e))), 0 where masked
 //   dS = P * fma(chain over the pairs of D (dout, v), scale, -(sum16(dout * out) * scale))
 //   dq_i = chain over the pairs of keys (2t, 2t+1) (dS, k);  dk_j, dv_j = sum over the heads of the group, in order, of the chain over
-//   the pairs of rows (2t, 2t+1) (dS, q), (P, dout). Pairs count from the start of the sequence.
+//   the pairs of rows (2t, 2t+1) (dS, q), (P, dout). Pairs count from the start of the sequence; a branch's follow those of its root
+//   and of the branches before it in the same chain, and the second half of an odd last one is 0.
 // scale > 0.
 #define ATTN_STEP 64
 

@@ -1,5 +1,5 @@
-// Template: gradient of causal attention. A unit is one key/value head of one sequence; inside it key blocks go outermost, then the
-// heads of the group, then chunks of query rows: the order in which ref/attention_grad.c feeds every chain.
+// Template: gradient of causal attention. A unit is one key/value head of one tree (a sequence with the branches that share its
+// first rows); inside it key blocks go outermost, then the heads of the group, then chunks of query rows: the order in which ref/attention_grad.c feeds every chain.
 #include <assert.h>
 #include <math.h>
 
@@ -21,6 +21,7 @@ struct attn_grad {
     int n_heads, n_kv, dim;
     float scale;
     const struct attn_seq *seqs;
+    int32_t *tree; // [trees + 1] first sequence of each
     const float *q, *k, *v, *out, *lse, *dout;
     int64_t ldq, ldk, ldv, ldo, lddo, lddq, lddk, lddv;
     float *dq, *dk, *dv;
@@ -30,9 +31,11 @@ struct attn_grad {
 struct work {
     float *kt, *vt;     // [D, ATTN_BLOCK] the block's keys and values, transposed, zero past the end
     float *p, *ds;      // [ROWS, ATTN_BLOCK]
-    float *delta;       // [group, n_rows]
-    const float *k, *v; // [n_rows, D] keys and values as the cache held them
+    float *delta;       // [group, rows] of the tree's sequences one after the other
+    int64_t rows;       // of the tree
+    const float *k, *v; // [n_rows, D] keys and values of one sequence as the cache held them
     int64_t ldk, ldv;
+    float *rounded; // [2, longest, D] where they are unless that is f32
 };
 
 // c[rows, n_cols] = (fresh ? 0 : c) + a b, tile by tile; a(r, k) at a[r * a_row + k * a_k].
@@ -65,13 +68,13 @@ static void transpose_block(const float *x, int64_t ld, int64_t n, int64_t dim, 
         }
 }
 
-// S and dP of n rows from i0 on → P and dS.
-static void scores_to_grad(const struct attn_grad *a, const struct attn_seq *s, int h, int64_t i0, int64_t n,
-                           int64_t j0, const float *delta, struct work *w)
+// S and dP of n rows, the first at position i0 and at `row`, with the keys from position j0 on → P and dS. delta [n].
+static void scores_to_grad(const struct attn_grad *a, int h, int64_t row, int64_t i0, int64_t n, int64_t j0,
+                           const float *delta, struct work *w)
 {
     v16 scale = v_set(a->scale);
     for (int64_t i = 0; i < n; i++) {
-        v16 lse = v_set(a->lse[(s->row0 + i0 + i) * a->n_heads + h]), dl = v_set(delta[i0 + i]);
+        v16 lse = v_set(a->lse[(row + i) * a->n_heads + h]), dl = v_set(delta[i]);
         for (int64_t j = 0; j < ATTN_BLOCK; j += 16) {
             float *p = w->p + i * ATTN_BLOCK + j, *ds = w->ds + i * ATTN_BLOCK + j;
             int64_t seen = max_i64(0, i0 + i + 1 - j0 - j);
@@ -83,28 +86,45 @@ static void scores_to_grad(const struct attn_grad *a, const struct attn_seq *s, 
     }
 }
 
-static void block_grad(const struct attn_grad *a, const struct attn_seq *s, int g, int64_t j0, struct work *w)
+// What the rows i0 … of s give to and take from the keys j0 … of `keys` (row numbers of theirs), whose transposes are in w, in head h.
+// at: where the rows of s begin among the tree's. first: the first rows that these keys meet.
+static void rows_grad(const struct attn_grad *a, const struct attn_seq *s, int64_t at, int64_t i0,
+                      const struct attn_seq *keys, int64_t j0, int h, bool first, struct work *w)
+{
+    int group = a->n_heads / a->n_kv, g = h / group;
+    int64_t dim = a->dim, n = min_i64(ATTN_BLOCK, keys->n_rows - j0), key = keys->row0 + j0;
+    const float *delta = w->delta + h % group * w->rows + at;
+    for (; i0 < s->n_rows; i0 += ROWS, first = false) {
+        int64_t rows = min_i64(ROWS, s->n_rows - i0), row = s->row0 + i0;
+        const float *q = a->q + row * a->ldq + h * dim, *dout = a->dout + row * a->lddo + h * dim;
+        product(rows, dim, q, a->ldq, 1, w->kt, ATTN_BLOCK, ATTN_BLOCK, w->p, ATTN_BLOCK, true);
+        product(rows, dim, dout, a->lddo, 1, w->vt, ATTN_BLOCK, ATTN_BLOCK, w->ds, ATTN_BLOCK, true);
+        scores_to_grad(a, h, row, s->pos0 + i0, rows, keys->pos0 + j0, delta + i0, w);
+        product(rows, n, w->ds, ATTN_BLOCK, 1, w->k + j0 * w->ldk, w->ldk, dim,
+                a->dq + row * a->lddq + h * dim, a->lddq, keys->pos0 + j0 == 0);
+        product(n, rows, w->ds, 1, ATTN_BLOCK, q, a->ldq, dim, a->dk + key * a->lddk + g * dim, a->lddk,
+                first);
+        product(n, rows, w->p, 1, ATTN_BLOCK, dout, a->lddo, dim, a->dv + key * a->lddv + g * dim, a->lddv,
+                first);
+    }
+}
+
+// The keys j0 … of `keys`, whose rows begin at `at` among the tree's, with its own rows and, if it is the root, those of the branches
+// that see them.
+static void block_grad(const struct attn_grad *a, const struct attn_seq *keys, const struct attn_seq *end,
+                       int64_t at, int g, int64_t j0, struct work *w)
 {
     int group = a->n_heads / a->n_kv;
-    int64_t dim = a->dim, n = s->n_rows, keys = min_i64(ATTN_BLOCK, n - j0), key = s->row0 + j0;
-    const float *k = w->k + j0 * w->ldk;
-    transpose_block(k, w->ldk, keys, dim, w->kt);
-    transpose_block(w->v + j0 * w->ldv, w->ldv, keys, dim, w->vt);
-    for (int h = g * group; h < (g + 1) * group; h++)
-        for (int64_t i0 = j0; i0 < n; i0 += ROWS) {
-            int64_t rows = min_i64(ROWS, n - i0), row = s->row0 + i0;
-            const float *q = a->q + row * a->ldq + h * dim, *dout = a->dout + row * a->lddo + h * dim;
-            product(rows, dim, q, a->ldq, 1, w->kt, ATTN_BLOCK, ATTN_BLOCK, w->p, ATTN_BLOCK, true);
-            product(rows, dim, dout, a->lddo, 1, w->vt, ATTN_BLOCK, ATTN_BLOCK, w->ds, ATTN_BLOCK, true);
-            scores_to_grad(a, s, h, i0, rows, j0, w->delta + (h - g * group) * n, w);
-            product(rows, keys, w->ds, ATTN_BLOCK, 1, k, w->ldk, dim, a->dq + row * a->lddq + h * dim,
-                    a->lddq, j0 == 0);
-            bool fresh = h == g * group && i0 == j0;
-            product(keys, rows, w->ds, 1, ATTN_BLOCK, q, a->ldq, dim, a->dk + key * a->lddk + g * dim,
-                    a->lddk, fresh);
-            product(keys, rows, w->p, 1, ATTN_BLOCK, dout, a->lddo, dim, a->dv + key * a->lddv + g * dim,
-                    a->lddv, fresh);
-        }
+    int64_t n = min_i64(ATTN_BLOCK, keys->n_rows - j0);
+    transpose_block(w->k + j0 * w->ldk, w->ldk, n, a->dim, w->kt);
+    transpose_block(w->v + j0 * w->ldv, w->ldv, n, a->dim, w->vt);
+    for (int h = g * group; h < (g + 1) * group; h++) {
+        rows_grad(a, keys, at, j0, keys, j0, h, h == g * group, w);
+        int64_t branch = keys->n_rows;
+        for (const struct attn_seq *s = keys + 1; s < end && keys->pos0 == 0; branch += s++->n_rows)
+            if (j0 < s->pos0)
+                rows_grad(a, s, branch, 0, keys, j0, h, false, w);
+    }
 }
 
 // A key or value as the cache held it.
@@ -116,32 +136,10 @@ static void row_round(enum dtype t, int64_t dim, const float *x, float *y)
         v_store_n(y + j, v_round_bf16(v_load_n(x + j, min_i64(16, dim - j))), min_i64(16, dim - j));
 }
 
-static void head_grad(const struct attn_grad *a, const struct attn_seq *s, int g, int thread)
+static void find_delta(const struct attn_grad *a, const struct attn_seq *s, int g, int64_t at, struct work *w)
 {
-    int group = a->n_heads / a->n_kv;
-    int64_t dim = a->dim;
-    int64_t floats = 2 * dim * ATTN_BLOCK + 2 * ROWS * ATTN_BLOCK + (int64_t)group * s->n_rows, n = s->n_rows;
-    struct work w = {.k = a->k + s->row0 * a->ldk + g * dim,
-                     .v = a->v + s->row0 * a->ldv + g * dim,
-                     .ldk = a->ldk,
-                     .ldv = a->ldv};
-    w.kt =
-        scratch_get(a->d, thread, (size_t)(floats + (a->dtype == DT_F32 ? 0 : 2 * n * dim)) * sizeof(float));
-    w.vt = w.kt + dim * ATTN_BLOCK;
-    w.p = w.vt + dim * ATTN_BLOCK;
-    w.ds = w.p + ROWS * ATTN_BLOCK;
-    w.delta = w.ds + ROWS * ATTN_BLOCK;
-    if (a->dtype != DT_F32) {
-        float *k = w.kt + floats, *v = k + n * dim;
-        for (int64_t i = 0; i < n; i++) {
-            row_round(a->dtype, dim, w.k + i * w.ldk, k + i * dim);
-            row_round(a->dtype, dim, w.v + i * w.ldv, v + i * dim);
-        }
-        w.k = k;
-        w.v = v;
-        w.ldk = w.ldv = dim;
-    }
-    for (int h = 0; h < group; h++)
+    int64_t dim = a->dim, group = a->n_heads / a->n_kv;
+    for (int64_t h = 0; h < group; h++)
         for (int64_t i = 0; i < s->n_rows; i++) {
             const float *x = a->dout + (s->row0 + i) * a->lddo + (g * group + h) * dim;
             const float *y = a->out + (s->row0 + i) * a->ldo + (g * group + h) * dim;
@@ -149,17 +147,62 @@ static void head_grad(const struct attn_grad *a, const struct attn_seq *s, int g
             for (int64_t j = 0; j < dim; j += 16)
                 sum =
                     v_fma(v_load_n(x + j, min_i64(16, dim - j)), v_load_n(y + j, min_i64(16, dim - j)), sum);
-            w.delta[h * s->n_rows + i] = v_fold(sum);
+            w->delta[h * w->rows + at + i] = v_fold(sum);
         }
-    for (int64_t j0 = 0; j0 < s->n_rows; j0 += ATTN_BLOCK)
-        block_grad(a, s, g, j0, &w);
+}
+
+// Keys and values of s → w->k, w->v.
+static void take_keys(const struct attn_grad *a, const struct attn_seq *s, int g, struct work *w)
+{
+    int64_t dim = a->dim, n = s->n_rows;
+    w->k = a->k + s->row0 * a->ldk + g * dim;
+    w->v = a->v + s->row0 * a->ldv + g * dim;
+    w->ldk = a->ldk;
+    w->ldv = a->ldv;
+    if (a->dtype == DT_F32)
+        return;
+    float *k = w->rounded, *v = k + n * dim;
+    for (int64_t i = 0; i < n; i++) {
+        row_round(a->dtype, dim, w->k + i * w->ldk, k + i * dim);
+        row_round(a->dtype, dim, w->v + i * w->ldv, v + i * dim);
+    }
+    w->k = k;
+    w->v = v;
+    w->ldk = w->ldv = dim;
+}
+
+static void head_grad(const struct attn_grad *a, int64_t tree, int g, int thread)
+{
+    const struct attn_seq *root = a->seqs + a->tree[tree], *end = a->seqs + a->tree[tree + 1];
+    int64_t dim = a->dim, longest = 0, at = 0;
+    struct work w = {0};
+    for (const struct attn_seq *s = root; s < end; s++) {
+        w.rows += s->n_rows;
+        longest = max_i64(longest, s->n_rows);
+    }
+    int64_t floats = 2 * dim * ATTN_BLOCK + 2 * ROWS * ATTN_BLOCK + a->n_heads / a->n_kv * w.rows;
+    w.kt = scratch_get(a->d, thread,
+                       (size_t)(floats + (a->dtype == DT_F32 ? 0 : 2 * longest * dim)) * sizeof(float));
+    w.vt = w.kt + dim * ATTN_BLOCK;
+    w.p = w.vt + dim * ATTN_BLOCK;
+    w.ds = w.p + ROWS * ATTN_BLOCK;
+    w.delta = w.ds + ROWS * ATTN_BLOCK;
+    w.rounded = w.kt + floats;
+    for (const struct attn_seq *s = root; s < end; at += s++->n_rows)
+        find_delta(a, s, g, at, &w);
+    at = 0;
+    for (const struct attn_seq *s = root; s < end; at += s++->n_rows) {
+        take_keys(a, s, g, &w);
+        for (int64_t j0 = 0; j0 < s->n_rows; j0 += ATTN_BLOCK)
+            block_grad(a, s, end, at, g, j0, &w);
+    }
 }
 
 static void grad_heads(void *ctx, int64_t begin, int64_t end, int thread)
 {
     const struct attn_grad *a = ctx;
     for (int64_t i = begin; i < end; i++)
-        head_grad(a, &a->seqs[i / a->n_kv], (int)(i % a->n_kv), thread);
+        head_grad(a, i / a->n_kv, (int)(i % a->n_kv), thread);
 }
 
 void LANES(attention_grad)(struct device *d, enum dtype dtype, int n_heads, int n_kv, int head_dim,
@@ -194,11 +237,10 @@ void LANES(attention_grad)(struct device *d, enum dtype dtype, int n_heads, int 
                           .dk = dk,
                           .dv = dv};
     double pairs = 0;
-    for (int i = 0; i < n_seqs; i++) {
-        assert(seqs[i].pos0 == 0);
-        pairs += 0.5 * seqs[i].n_rows * (seqs[i].n_rows + 32.0);
-    }
-    int64_t units = (int64_t)n_seqs * n_kv;
+    for (int i = 0; i < n_seqs; i++)
+        pairs += attn_pairs(&seqs[i]);
+    a.tree = scratch_shared(d, ((size_t)n_seqs + 1) * sizeof *a.tree);
+    int64_t units = (int64_t)attn_trees(n_seqs, seqs, a.tree) * n_kv;
     if (units)
         split_run(d, units, 1, pairs * n_heads * (0.07 * head_dim + 1) / (double)units, grad_heads, &a);
 }

@@ -1,6 +1,6 @@
 // Gradients of the training pass: against finite differences in the direction of each tensor's own gradient, entropy
-// included; the same bits with and without recomputation; the same sum however the batch is cut; many short sequences; a
-// vocabulary of several chunks.
+// included; the same bits with and without recomputation; the same sum however the batch is cut; sequences that share their first
+// rows; many short sequences; a vocabulary of several chunks.
 #include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -17,7 +17,7 @@
 #include "tests/isa.h"
 #include "tests/unit/model/tiny.h"
 
-#define ROWS_MAX 256
+#define ROWS_MAX 1024
 
 struct problem {
     struct device *d;
@@ -280,6 +280,131 @@ static void test_cuts(void **state)
     problem_close(&p);
 }
 
+// ---- shared rows -----------------------------------------------------------------------------------------------
+
+// Sequences of these lengths; the first `shared` rows of each that has some are those of the last before it that has none.
+struct forest {
+    int n;
+    int32_t len[64], shared[64];
+};
+
+// The whole sequences: what is shared is equal and, but for the root, has no target.
+static void forest_problem(struct problem *p, const struct forest *f, const struct model_config *c,
+                           enum dtype dtype, int threads)
+{
+    problem_open(p, c, dtype, threads, f->n, f->len);
+    for (int s = 0, root = 0; s < f->n; s++) {
+        int32_t at = p->seqs[s].row0;
+        if (!f->shared[s])
+            root = p->seqs[s].row0;
+        for (int32_t k = 0; k < f->shared[s]; k++) {
+            p->ids[at + k] = p->ids[root + k];
+            p->targets[at + k] = -1;
+        }
+    }
+}
+
+// The same problem without the rows that a root has: those of row r are at rows[r] of p.
+static void forest_share(const struct problem *p, const struct forest *f, struct problem *ret, int32_t *rows)
+{
+    *ret = *p;
+    ret->n = 0;
+    for (int s = 0; s < f->n; s++) {
+        ret->seqs[s] =
+            (struct attn_seq){.row0 = ret->n, .n_rows = f->len[s] - f->shared[s], .pos0 = f->shared[s]};
+        for (int32_t k = f->shared[s]; k < f->len[s]; k++) {
+            int32_t from = p->seqs[s].row0 + k, to = ret->n++;
+            rows[to] = from;
+            ret->ids[to] = p->ids[from];
+            ret->pos[to] = k;
+            ret->targets[to] = p->targets[from];
+            ret->inv_temp[to] = p->inv_temp[from];
+            ret->dlogprob[to] = p->dlogprob[from];
+            ret->dentropy[to] = p->dentropy[from];
+        }
+    }
+}
+
+static void forest_check(const struct forest *f, int arch, enum dtype dtype)
+{
+    struct model_config c = tiny_config(arch);
+    struct problem p, tree;
+    int32_t rows[ROWS_MAX];
+    float *first = NULL;
+    for (int r = 0; r < 3; r++) { // the same bits on any number of threads, with and without recomputation
+        forest_problem(&p, f, &c, dtype, 1 + r);
+        forest_share(&p, f, &tree, rows);
+        struct train *t = train_make(&p, dtype, p.n, r == 1);
+        float *whole = mem_alloc((size_t)p.l.total * sizeof(float)),
+              *shared = mem_alloc((size_t)p.l.total * sizeof(float));
+        run(&p, t, 0, f->n, true, whole);
+        train_close(t);
+        t = train_make(&p, dtype, tree.n, r == 1);
+        run(&tree, t, 0, f->n, true, shared);
+        train_close(t);
+        for (int32_t i = 0; i < tree.n; i++) {
+            assert_memory_equal(&tree.logprob[i], &p.logprob[rows[i]], sizeof(float));
+            assert_memory_equal(&tree.entropy[i], &p.entropy[rows[i]], sizeof(float));
+        }
+        for (int32_t i = 0; i < p.l.n; i++) {
+            const struct param *q = &p.l.params[i];
+            int64_t n = q->rows * q->cols;
+            double norm = norm_of(whole + q->offset, n),
+                   bound = dtype == DT_F32 ? 1e-5 : 2e-2; // bf16: operands of products are rounded
+            for (int64_t e = q->offset; e < q->offset + n; e++)
+                whole[e] -= shared[e];
+            double d = norm_of(whole + q->offset, n) / norm;
+            if (!(d < bound))
+                fail_msg("%s %s: the gradient of shared rows differs by %g", c.arch, q->name, d);
+        }
+        if (!first)
+            first = shared;
+        assert_memory_equal(first, shared, (size_t)p.l.total * sizeof(float));
+        if (first != shared)
+            mem_free(shared);
+        mem_free(whole);
+        problem_close(&p);
+    }
+    mem_free(first);
+}
+
+static void test_shared_rows(void **state)
+{
+    static const struct forest some = {6, {70, 67, 65, 33, 40, 36}, {0, 64, 64, 32, 0, 32}},
+                               whole_root = {3, {64, 65, 96}, {0, 64, 32}};
+    // Trees with many short branches: more pages than rows, several spans.
+    struct forest many = {.n = 30};
+    (void)state;
+    for (int s = 0; s < many.n; s++) {
+        many.len[s] = s % 10 ? 33 + s % 3 : 34;
+        many.shared[s] = s % 10 ? 32 : 0;
+    }
+    for (int arch = 0; arch < TINY_N; arch++)
+        for (int k = 0; k < 2; k++) {
+            forest_check(&some, arch, k ? DT_BF16 : DT_F32);
+            forest_check(&whole_root, arch, k ? DT_BF16 : DT_F32);
+            forest_check(&many, arch, k ? DT_BF16 : DT_F32);
+        }
+}
+
+static void test_tree_limits(void **state)
+{
+    struct train_tree t = {0};
+    (void)state;
+    // A long prompt with answers of a usual length: hundreds of them. With answers of one token: dozens.
+    int n = 0;
+    train_tree_add(&t, 4000, 0);
+    for (; n < 10000; n++) {
+        train_tree_add(&t, 64, 3968);
+        assert_true(train_tree_fits(&t));
+    }
+    t = (struct train_tree){0};
+    train_tree_add(&t, 1100, 0);
+    for (n = 0; train_tree_fits(&t); n++)
+        train_tree_add(&t, 1, 1088);
+    assert_true(n > 40 && n < 80);
+}
+
 static void test_large_vocabulary(void **state)
 {
     // 300,001 tokens: 64 rows of logits at a time, so three chunks, the last one partial.
@@ -338,8 +463,12 @@ static void test_nothing_to_train(void **state)
 
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_differences), cmocka_unit_test(test_same_bits),
-                                       cmocka_unit_test(test_cuts), cmocka_unit_test(test_large_vocabulary),
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_differences),
+                                       cmocka_unit_test(test_same_bits),
+                                       cmocka_unit_test(test_cuts),
+                                       cmocka_unit_test(test_shared_rows),
+                                       cmocka_unit_test(test_tree_limits),
+                                       cmocka_unit_test(test_large_vocabulary),
                                        cmocka_unit_test(test_nothing_to_train)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
