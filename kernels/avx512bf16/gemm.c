@@ -99,9 +99,14 @@ static gemm_fn *gemm_pick(enum dtype t, int64_t rows, int64_t cols)
     return tiles[t == DT_FP8][gemm_tile_index(rows, cols)];
 }
 
+static int64_t gemm_units(const struct gemm *g, int64_t k)
+{
+    (void)g;
+    return ceil_div(k, 2);
+}
+
 // x as pairs of bf16, rows padded to whole pairs.
-static const float *gemm_operand(const struct gemm *g, int64_t m0, int64_t m, int64_t k0, int64_t k1,
-                                 float *to, int64_t *ret_ldx)
+static void gemm_operand(const struct gemm *g, int64_t m0, int64_t m, int64_t k0, int64_t k1, float *to)
 {
     int64_t k = k1 - k0, pairs = ceil_div(k, 2);
     for (int64_t r = 0; r < m; r++) {
@@ -115,8 +120,6 @@ static const float *gemm_operand(const struct gemm *g, int64_t m0, int64_t m, in
             _mm256_mask_storeu_epi32(row + i / 2, (__mmask8)v_mask(min_i64(8, pairs - i / 2)), h);
         }
     }
-    *ret_ldx = pairs;
-    return to;
 }
 
 void avx512bf16_gemm(struct device *d, const struct gemm_weight *w, int64_t m, const float *x, int64_t ldx,

@@ -33,6 +33,8 @@ struct gemm {
     int64_t ldy;
     // m > GEMM_CHUNK or m <= TILE_WIDE_ROWS: tasks are (chunk of rows, range of columns)
     int64_t chunks, ranges;
+    // else: all of x as the tiles want it, block by block of inputs, [m][gemm_units]; or NULL: x as it lies
+    float *operand;
 };
 
 // What the tiles of one pass over the panels have in common: rows [m0, m0 + m), inputs [k0, k1).
@@ -43,8 +45,8 @@ struct gemm_pass {
     int64_t ldx;
     float *sums; // [columns from n0, by 16][m][16] between blocks of inputs
     int64_t n0;
-    const char *ahead;  // a tile asks for two lines a step from here …
-    int64_t ahead_step; // … and moves on by 128 bytes, or 0: nothing is wanted
+    const char *ahead;  // a tile asks for two lines a step of two inputs from here …
+    int64_t ahead_step; // … and moves on by so many bytes, or 0: nothing is wanted
     int64_t reach;      // a wide tile asks for the weights so many bytes beyond those it reads
 };
 
@@ -80,10 +82,10 @@ static inline int64_t gemm_tile_index(int64_t rows, int64_t cols)
 }
 #endif
 
-// Inputs [k0, k1) of rows [m0, m0 + m) of x as the tiles want them: in place, or rounded into `to`, which has room for m (k1 - k0 + 1)
-// 32-bit units.
-static const float *gemm_operand(const struct gemm *g, int64_t m0, int64_t m, int64_t k0, int64_t k1,
-                                 float *to, int64_t *ret_ldx);
+// 32-bit units of k inputs of a row of x as the tiles want them, or 0: x as it lies.
+static int64_t gemm_units(const struct gemm *g, int64_t k);
+// Inputs [k0, k1) of rows [m0, m0 + m) of x rounded into `to`, rows of gemm_units(k1 - k0). Only where x does not serve as it lies.
+static void gemm_operand(const struct gemm *g, int64_t m0, int64_t m, int64_t k0, int64_t k1, float *to);
 
 static const char *gemm_weights(const struct gemm *g, int64_t n, int64_t k)
 {
@@ -173,8 +175,8 @@ static void gemm_few(struct gemm_pass *p, int64_t n0, int64_t n1)
 }
 
 // Columns [n0, n1) of a pass of more rows; n0 is a multiple of PANEL. While the first tile of a panel computes, the next panel comes in;
-// while the others do, the rows of x at `x_ahead` that the next chunk begins with.
-static void gemm_many(struct gemm_pass *p, int64_t n0, int64_t n1, const char *x_ahead, const char *x_end)
+// while the others do, a row of x each of the `x_rows` at x_ahead that this thread rounds next.
+static void gemm_many(struct gemm_pass *p, int64_t n0, int64_t n1, const float *x_ahead, int64_t x_rows)
 {
     const struct gemm *g = p->g;
     const int64_t tiles = ceil_div(p->m, TILE_ROWS);
@@ -184,9 +186,11 @@ static void gemm_many(struct gemm_pass *p, int64_t n0, int64_t n1, const char *x
             p->ahead_step = 128;
             if (i == 0 && n + PANEL < n1) {
                 p->ahead = gemm_weights(g, n + PANEL, p->k0);
-            } else if (x_ahead < x_end) {
-                p->ahead = x_ahead;
-                x_ahead += (p->k1 - p->k0) / 2 * 128;
+            } else if (x_rows > 0) {
+                p->ahead = (const char *)x_ahead;
+                p->ahead_step = 2 * sizeof(float);
+                x_ahead += g->ldx;
+                x_rows--;
             } else {
                 p->ahead = (const char *)p->x;
                 p->ahead_step = 0;
@@ -195,33 +199,42 @@ static void gemm_many(struct gemm_pass *p, int64_t n0, int64_t n1, const char *x
         }
 }
 
+// Inputs of a block: blocks of about equal depth, whole blocks of scales.
+static int64_t gemm_inputs(int64_t k)
+{
+    const int64_t least = max_i64(ceil_div(k, GEMM_INPUTS), 1);
+    return max_i64(ceil_div(ceil_div(k, least), FP8_BLOCK), 1) * FP8_BLOCK;
+}
+
 // Rows [m0, m0 + m), columns [n0, n1); next: the row that this thread's next chunk begins with, or m.
 static void gemm_chunk(const struct gemm *g, int64_t m0, int64_t m, int64_t n0, int64_t n1, int64_t next,
                        int thread)
 {
-    const int64_t k = g->w->k, least = max_i64(ceil_div(k, GEMM_INPUTS), 1);
-    const int64_t inputs = max_i64(ceil_div(ceil_div(k, least), FP8_BLOCK), 1) * FP8_BLOCK;
-    const int64_t blocks = max_i64(ceil_div(k, inputs), 1);
+    const int64_t k = g->w->k, inputs = gemm_inputs(k), blocks = max_i64(ceil_div(k, inputs), 1);
     const int64_t columns = blocks > 1 ? GEMM_COLUMNS : n1 - n0;
-    const size_t room = (size_t)(m * (min_i64(inputs, k) + 1) + 15) / 16 * 16;
+    const bool as_is = gemm_units(g, 1) == 0;
+    const int64_t room = as_is || g->operand ? 0 : ceil_div(m * gemm_units(g, min_i64(inputs, k)), 16) * 16;
     float *operand =
-        scratch_get(g->d, thread, (room + (size_t)(blocks > 1 ? m * columns : 0)) * sizeof(float));
+        scratch_get(g->d, thread, (size_t)(room + (blocks > 1 ? m * columns : 0)) * sizeof(float));
     struct gemm_pass p = {.g = g, .m0 = m0, .m = m, .sums = operand + room};
     for (p.n0 = n0; p.n0 < n1; p.n0 += columns)
         for (int64_t b = 0; b < blocks; b++) {
             p.k0 = b * inputs;
             p.k1 = min_i64(p.k0 + inputs, k);
-            if (p.n0 == n0 || blocks > 1)
-                p.x = gemm_operand(g, m0, m, p.k0, p.k1, operand, &p.ldx);
-            const char *ahead = NULL, *end = NULL;
-            if (blocks == 1 && next < g->m) {
-                ahead = (const char *)(g->x + next * g->ldx);
-                end = (const char *)(g->x + min_i64(next + m, g->m) * g->ldx);
-            }
+            p.ldx = as_is ? g->ldx : gemm_units(g, p.k1 - p.k0);
+            p.x = as_is        ? g->x + m0 * g->ldx + p.k0
+                  : g->operand ? g->operand + b * g->m * gemm_units(g, inputs) + m0 * p.ldx
+                               : operand;
+            if (room && (p.n0 == n0 || blocks > 1))
+                gemm_operand(g, m0, m, p.k0, p.k1, operand);
+            // What is rounded next: the next block, of this pass over the blocks or the next one, or the next chunk's first.
+            const bool again = b + 1 < blocks || (blocks > 1 && p.n0 + columns < n1);
+            const int64_t row = again ? m0 : next, rows = room ? min_i64(m, g->m - row) : 0;
+            const float *ahead = g->x + row * g->ldx + (b + 1) % blocks * inputs;
             if (m <= TILE_WIDE_ROWS)
                 gemm_few(&p, p.n0, min_i64(p.n0 + columns, n1));
             else
-                gemm_many(&p, p.n0, min_i64(p.n0 + columns, n1), ahead, end);
+                gemm_many(&p, p.n0, min_i64(p.n0 + columns, n1), ahead, rows);
         }
 }
 
@@ -229,6 +242,19 @@ static void gemm_columns(void *ctx, int64_t begin, int64_t end, int thread)
 {
     const struct gemm *g = ctx;
     gemm_chunk(g, 0, g->m, begin, min_i64(end, g->w->n), g->m, thread);
+}
+
+static void gemm_round(void *ctx, int64_t begin, int64_t end, int thread)
+{
+    (void)thread;
+    const struct gemm *g = ctx;
+    const int64_t k = g->w->k, inputs = gemm_inputs(k);
+    for (int64_t k0 = 0; k0 < k; k0 += inputs) {
+        int64_t k1 = min_i64(k0 + inputs, k);
+        gemm_operand(g, begin, end - begin, k0, k1,
+                     g->operand + k0 / inputs * g->m * gemm_units(g, inputs) +
+                         begin * gemm_units(g, k1 - k0));
+    }
 }
 
 static void gemm_task(void *ctx, int task, int thread)
@@ -248,7 +274,7 @@ static void gemm_run(struct device *d, const struct gemm_weight *w, int64_t m, c
     assert(m >= 0 && (m < 2 || (ldx >= w->k && ldy >= w->n)));
     if (m == 0)
         return;
-    struct gemm g = {d, w, m, x, ldx, bias, accumulate, y, ldy, 1, 1};
+    struct gemm g = {d, w, m, x, ldx, bias, accumulate, y, ldy, 1, 1, NULL};
     const int64_t threads = pool_threads(d->pool), bytes = w->n * w->k * (int64_t)dtype_bytes(w->dtype);
     const int64_t chunk = bytes > GEMM_BIG ? 2 * GEMM_CHUNK : GEMM_CHUNK;
     if (m <= TILE_WIDE_ROWS) {
@@ -264,6 +290,11 @@ static void gemm_run(struct device *d, const struct gemm_weight *w, int64_t m, c
                                              : 0.04,
                way = (double)bytes / (double)w->n * near;
         double products = (double)m * (double)w->k * 0.01;
+        if (gemm_units(&g, 1)) { // rounded once, not by every task
+            const int64_t inputs = gemm_inputs(w->k), blocks = max_i64(ceil_div(w->k, inputs), 1);
+            g.operand = scratch_shared(d, (size_t)(m * gemm_units(&g, inputs) * blocks) * sizeof(float));
+            split_run(d, m, 1, (double)w->k * 0.1, gemm_round, &g);
+        }
         split_run(d, w->n, PANEL, products > way ? products : way, gemm_columns, &g);
         return;
     }

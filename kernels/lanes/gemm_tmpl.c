@@ -55,21 +55,20 @@ static gemm_fn *gemm_pick(enum dtype t, int64_t rows, int64_t cols)
     return tiles[t][gemm_tile_index(rows, cols)];
 }
 
+static int64_t gemm_units(const struct gemm *g, int64_t k)
+{
+    return g->w->dtype == DT_F32 ? 0 : k;
+}
+
 // Rounded to bf16 where the weights are bf16 or FP8.
-static const float *gemm_operand(const struct gemm *g, int64_t m0, int64_t m, int64_t k0, int64_t k1,
-                                 float *to, int64_t *ret_ldx)
+static void gemm_operand(const struct gemm *g, int64_t m0, int64_t m, int64_t k0, int64_t k1, float *to)
 {
     const float *x = g->x + m0 * g->ldx + k0;
     const int64_t k = k1 - k0;
-    *ret_ldx = g->ldx;
-    if (g->w->dtype == DT_F32)
-        return x;
     for (int64_t r = 0; r < m; r++)
         for (int64_t i = 0; i < k; i += 16)
             v_store_n(to + r * k + i, v_round_bf16(v_load_n(x + r * g->ldx + i, min_i64(16, k - i))),
                       min_i64(16, k - i));
-    *ret_ldx = k;
-    return to;
 }
 
 void LANES(gemm)(struct device *d, const struct gemm_weight *w, int64_t m, const float *x, int64_t ldx,
