@@ -3,6 +3,7 @@
 #include "kernels/avx512bf16/lanes.h"
 #include "kernels/avx512bf16/widen.h"
 
+#define GEMM_STREAM // few rows: gemm_stream, below
 #include "kernels/lanes/gemm_drive_tmpl.c"
 
 // ---- tiles -----------------------------------------------------------------------------------------------
@@ -91,6 +92,83 @@ ALWAYS void fp8_tile(const int rows, const int cols, const struct gemm_pass *p, 
 #define TILE_NAME(name, t, rows, cols) name##_##rows##_##cols,
 GEMM_TILES(TILE_DEFINE, bf16, DT_BF16)
 GEMM_TILES(TILE_DEFINE, fp8, DT_FP8)
+
+// ---- few rows ----------------------------------------------------------------------------------------------
+
+// What counts is that the weights come as fast as memory gives them, and that is in the order in which they lie: panel after panel, by
+// one load instruction, which the hardware prefetchers follow, with the lines STREAM_AHEAD bytes further on asked for. Several
+// panels at once would hide the latency of the products, but four streams come a third slower than one.
+#define STREAM_AHEAD 8192
+#define STREAM_ROWS  TILE_WIDE_ROWS
+
+ALWAYS void stream_chain(const int rows, const enum dtype t, int64_t n_pairs, const float *x, int64_t ldx,
+                         const char *w, v16 *acc)
+{
+    const int64_t step = 2 * PANEL * (int64_t)dtype_bytes(t);
+    for (int64_t i = 0; i < n_pairs; i++, w += step) {
+        __m512i b, c;
+        __builtin_prefetch(w + STREAM_AHEAD);
+        if (t == DT_FP8) {
+            widen_pairs((const uint8_t *)w, &b, &c);
+        } else {
+            __builtin_prefetch(w + STREAM_AHEAD + 64);
+            b = _mm512_loadu_si512(w);
+            c = _mm512_loadu_si512(w + 64);
+        }
+#pragma GCC unroll 8
+        for (int r = 0; r < rows; r++) {
+            v16 a = v_set(x[r * ldx + i]);
+            acc[2 * r] = v_dot_pairs(acc[2 * r], a, b);
+            acc[2 * r + 1] = v_dot_pairs(acc[2 * r + 1], a, c);
+        }
+    }
+}
+
+// Columns [n0, n1).
+ALWAYS void stream_panels(const int rows, const enum dtype t, const struct gemm_pass *p, int64_t n0,
+                          int64_t n1)
+{
+    const struct gemm_weight *g = p->g->w;
+    const int64_t blocks = ceil_div(g->k, FP8_BLOCK), length = t == DT_FP8 ? FP8_BLOCK : p->k1 - p->k0;
+    const char *panel = gemm_weights(p->g, n0, p->k0);
+    const int64_t panel_bytes = gemm_weights(p->g, PANEL, 0) - gemm_weights(p->g, 0, 0);
+    for (int64_t n = n0; n < n1; n += PANEL, panel += panel_bytes) {
+        v16 acc[2 * STREAM_ROWS], total[2 * STREAM_ROWS];
+        const char *w = panel;
+        gemm_begin(rows, 2, p, 0, n, total);
+        for (int64_t k = p->k0; k < p->k1; k += length) {
+            int64_t pairs = ceil_div(min_i64(length, p->k1 - k), 2);
+#pragma GCC unroll 32
+            for (int i = 0; i < 2 * rows; i++)
+                acc[i] = t == DT_FP8 ? v_zero() : total[i];
+            stream_chain(rows, t, pairs, p->x + (k - p->k0) / 2, p->ldx, w, acc);
+            w += pairs * 2 * PANEL * (int64_t)dtype_bytes(t);
+            v16 scale = v_set(t == DT_FP8 ? g->scales[n / FP8_BLOCK * blocks + k / FP8_BLOCK] : 1);
+#pragma GCC unroll 32
+            for (int i = 0; i < 2 * rows; i++)
+                total[i] = t == DT_FP8 ? v_fma(acc[i], scale, total[i]) : acc[i];
+        }
+        gemm_end(rows, 2, p, 0, n, total);
+    }
+}
+
+#define STREAM_DEFINE(name, t, rows)                                                                         \
+    static void stream_##name##_##rows(const struct gemm_pass *p, int64_t n0, int64_t n1)                    \
+    {                                                                                                        \
+        stream_panels(rows, t, p, n0, n1);                                                                   \
+    }
+#define STREAM_NAME(name, t, rows) stream_##name##_##rows,
+#define STREAM_EACH(X, name, t)                                                                              \
+    X(name, t, 1) X(name, t, 2) X(name, t, 3) X(name, t, 4) X(name, t, 5) X(name, t, 6)
+STREAM_EACH(STREAM_DEFINE, bf16, DT_BF16)
+STREAM_EACH(STREAM_DEFINE, fp8, DT_FP8)
+
+static void gemm_stream(const struct gemm_pass *p, int64_t n0, int64_t n1)
+{
+    static void (*const run[2][STREAM_ROWS])(const struct gemm_pass *, int64_t, int64_t) = {
+        {STREAM_EACH(STREAM_NAME, bf16, DT_BF16)}, {STREAM_EACH(STREAM_NAME, fp8, DT_FP8)}};
+    run[p->g->w->dtype == DT_FP8][p->m - 1](p, n0, n1);
+}
 
 static gemm_fn *gemm_pick(enum dtype t, int64_t rows, int64_t cols)
 {

@@ -159,6 +159,11 @@ ALWAYS void gemm_end(const int rows, const int cols, const struct gemm_pass *p, 
     }
 }
 
+#ifdef GEMM_STREAM
+// The class has a loop of its own for columns [n0, n1) of a pass of few rows.
+static void gemm_stream(const struct gemm_pass *p, int64_t n0, int64_t n1);
+#define gemm_few gemm_stream
+#else
 // Columns [n0, n1) of a pass of few rows: one pass over the weights in tiles of about equal width, several panels in flight.
 static void gemm_few(struct gemm_pass *p, int64_t n0, int64_t n1)
 {
@@ -173,6 +178,7 @@ static void gemm_few(struct gemm_pass *p, int64_t n0, int64_t n1)
         gemm_pick(g->w->dtype, p->m, (b - a) * VECTORS)(p, 0, n0 + a * PANEL);
     }
 }
+#endif
 
 // Columns [n0, n1) of a pass of more rows; n0 is a multiple of PANEL. While the first tile of a panel computes, the next panel comes in;
 // while the others do, a row of x each of the `x_rows` at x_ahead that this thread rounds next.
