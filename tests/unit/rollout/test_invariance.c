@@ -65,6 +65,8 @@ static void house_open(struct house *h, enum dtype dtype, enum kv_choice kv)
     h->dtype = dtype;
     h->kv = kv;
     h->c = tiny_config();
+    if (kv == KV_AUTO)
+        h->c.head_dim = 24; // a size that fits no vector
     rng_init(&h->r, 71, (uint64_t)dtype * 10 + (uint64_t)kv);
     must(layout_open(&h->c, &h->l, err));
     h->master = mem_alloc((size_t)h->l.total * sizeof(float));

@@ -38,7 +38,7 @@ static inline struct model_config tiny_config(void)
                                  .n_layers = 2,
                                  .n_heads = 4,
                                  .n_kv_heads = 2,
-                                 .head_dim = 16,
+                                 .head_dim = 32, // pages of every format as the best class keeps them
                                  .ffn = 96,
                                  .vocab = TINY_VOCAB,
                                  .max_position = 512,
