@@ -234,6 +234,10 @@ static const struct config_field run_fields[] = {
          "Recompute a layer's activations in the backward pass (`true`) instead of keeping them (`false`): a "
          "quarter more "
          "work, the same bits. `auto` keeps them while they fill at most a quarter of the host's memory."),
+    BOOL(
+        trainer.prefix_sharing, "true",
+        "Compute the rows that sequences of a step begin with in common once, forward and backward: the same "
+        "log-probabilities, and the same gradient summed in another order."),
     INT(trainer.checkpoint_every, 1, BILLION, "20",
         "Steps between checkpoints; the end of a stage always writes one."),
     INT(trainer.keep_last, 1, 250, "2", "Newest checkpoints kept on disk."), // TRAINER_CHECKPOINTS

@@ -134,6 +134,7 @@ struct run_config {
         int64_t dtype; // working weights and matmul inputs: f32 or bf16 (master weights are always f32)
         int64_t micro_batch_tokens;
         int64_t recompute;        // enum run_recompute: activations of a layer in the backward pass
+        bool prefix_sharing;      // rows that sequences have in common are computed once
         int64_t checkpoint_every; // steps; a stage's end always writes one
         int64_t keep_last;
         bool keep_best;       // by eval

@@ -97,6 +97,7 @@ void metrics_finish(const struct metrics *m, const struct run_config *c, bool ro
     metrics_put(ret, "train/updates", (double)m->updates);
     metrics_put(ret, "train/tokens", (double)m->tokens);
     metrics_put(ret, "train/tokens_trained", (double)m->tokens_trained);
+    metrics_put(ret, "train/shared_tokens", (double)m->shared_tokens);
     metrics_put(ret, "train/sequences", (double)m->sequences);
     metrics_put(ret, "train/micro_batches", (double)m->micro_batches);
     put_sums(ret, &m->all, rollout, "");

@@ -9,9 +9,11 @@
 //                              (Schulman 2020, "Approximating KL divergence"); d is held within ±20
 // With several updates a step, each token is measured by the weights of its own update.
 //
+// tokens counts the rows that updates compute, shared_tokens those that they need not because another sequence's serve (prefix.h).
+//
 // perf/train_gflops is the model's floating-point operations per second of the step: 2 a parameter of the layers' matrices and row,
 // 2 a parameter of the head and row with a target, 4 an element of q and key attended; three times that with the backward pass. What is
-// computed twice to save memory counts once. perf/mfu is their share of the device's measured peak of f32 multiply-adds
+// computed twice to save memory counts once, what is shared where it is computed. perf/mfu is their share of the device's measured peak of f32 multiply-adds
 // (kernels/peak.h); classes with faster products of bf16 may exceed 1.
 #ifndef TRAINER_METRICS_H
 #define TRAINER_METRICS_H
@@ -31,7 +33,7 @@ struct metrics_sums {
 struct metrics {
     struct metrics_sums all, task[METRICS_TASKS];
     double loss, entropy_bonus, grad_norm; // sums over updates
-    int64_t updates, tokens, tokens_trained, micro_batches, sequences;
+    int64_t updates, tokens, tokens_trained, shared_tokens, micro_batches, sequences;
     double flops; // of the model, all passes of the step
 };
 

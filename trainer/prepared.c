@@ -78,6 +78,7 @@ static enum status index_member(struct prepared *p, int32_t i, int64_t first, co
     dst->first = first;
     for (int32_t t = 0; t < src->n_tokens; t++) {
         if (m->mask[first + t]) {
+            dst->first_trained = dst->n_trained ? dst->first_trained : t;
             dst->rows = t;
             dst->n_trained++;
         }

@@ -11,9 +11,10 @@
 #include "proto/msg.h"
 
 struct prepared_member {
-    int64_t first;     // of its tokens in the step's arrays
-    int32_t rows;      // forward rows: index of its last trained token; 0 = nothing to train
-    int64_t n_trained; // tokens with mask 1
+    int64_t first;         // of its tokens in the step's arrays
+    int32_t rows;          // forward rows: index of its last trained token; 0 = nothing to train
+    int32_t first_trained; // index of its first trained token, at least 1; with rows > 0
+    int64_t n_trained;     // tokens with mask 1
     int32_t trajectory, group;
 };
 

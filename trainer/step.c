@@ -15,13 +15,13 @@
 
 #include "kernels/observe.h"
 #include "trainer/aggregate.h"
-#include "trainer/packing.h"
-#include "trainer/prepared.h"
+#include "trainer/prefix.h"
 
 // Largest gradient norm, after clipping, whose square is still an ordinary float: beyond it the second moment would overflow.
 #define NORM_MAX 1e18
 
-// A micro-batch as the model takes it; every array has one entry a row. Row r predicts token r + 1 of its sequence.
+// A micro-batch as the model takes it; every array has one entry a row. Row r of a sequence predicts its token r + 1. The rows of a
+// member begin behind those that its root serves (prefix.h).
 struct micro {
     struct batch batch;
     int32_t *ids, *pos, *targets;
@@ -40,7 +40,7 @@ struct work {
     struct prepared prepared;
     struct micro micro;
     int32_t *members;                // of the update under way
-    int32_t *rows;                   // [n_members]
+    struct prefix prefix;            // of the pass under way
     int32_t n_members;               // of the update under way
     float *old;                      // [n_tokens] lp before the first update; NULL = not needed
     int64_t *n_kept;                 // [n_members]
@@ -79,11 +79,17 @@ static double micro_flops(const struct work *w)
     const struct batch *b = &w->micro.batch;
     double keys = 0, targets = 0;
     for (int32_t i = 0; i < b->n_seqs; i++)
-        keys += (double)b->seqs[i].n_rows * (b->seqs[i].n_rows + 1) / 2;
+        keys += (double)b->seqs[i].n_rows * (b->seqs[i].pos0 + (b->seqs[i].n_rows + 1) / 2.0);
     for (int32_t i = 0; i < b->n_rows; i++)
         targets += w->micro.targets[i] >= 0;
     return 2 * (w->t->matrix_parameters * b->n_rows + (double)(c->vocab * c->hidden) * targets) +
            4 * (double)(c->n_layers * c->n_heads * c->head_dim) * keys;
+}
+
+// Rows of member i that are computed for it alone.
+static int32_t rows_of(const struct work *w, int32_t i)
+{
+    return w->prepared.members[i].rows - w->prefix.shared[i];
 }
 
 // Lays out bin b of the packing and runs the layers.
@@ -94,8 +100,10 @@ static void micro_forward(struct work *w, const struct packing *p, int32_t b)
     int32_t row = 0, n_seqs = 0;
     for (int32_t i = p->start[b]; i < p->start[b + 1]; i++) {
         const struct prepared_member *member = &w->prepared.members[p->members[i]];
-        m->seqs[n_seqs++] = (struct attn_seq){.row0 = row, .n_rows = member->rows};
-        for (int32_t r = 0; r < member->rows; r++, row++) {
+        int32_t shared = w->prefix.shared[p->members[i]];
+        m->seqs[n_seqs++] =
+            (struct attn_seq){.row0 = row, .n_rows = rows_of(w, p->members[i]), .pos0 = shared};
+        for (int32_t r = shared; r < member->rows; r++, row++) {
             int64_t next = member->first + r + 1;
             m->ids[row] = msg->ids[next - 1];
             m->pos[row] = r;
@@ -113,7 +121,7 @@ static void micro_forward(struct work *w, const struct packing *p, int32_t b)
 static struct loss_input micro_input(const struct work *w, int32_t i, int32_t row, int32_t from, int32_t n)
 {
     const struct micro *m = &w->micro;
-    int64_t at = w->prepared.members[i].first + from + 1; // in the step's arrays
+    int64_t at = w->prepared.members[i].first + w->prefix.shared[i] + from + 1; // in the step's arrays
     row += from;
     struct loss_input in = {.n = n,
                             .lp = m->lp + row,
@@ -148,20 +156,20 @@ static enum status score_pass(struct work *w, const struct packing *p, float *ol
         train_logprobs(w->t->train, w->t->weights, w->micro.targets, w->micro.inv_temp, w->micro.lp,
                        w->micro.entropy);
         for (int32_t k = p->start[b]; k < p->start[b + 1]; k++) {
-            int32_t i = p->members[k];
-            const struct prepared_member *member = &w->prepared.members[i];
+            int32_t i = p->members[k], rows = rows_of(w, i);
             struct loss_stats ignored = {0};
             if (old)
-                memcpy(old + member->first + 1, w->micro.lp + row, (size_t)member->rows * sizeof *old);
+                memcpy(old + w->prepared.members[i].first + w->prefix.shared[i] + 1, w->micro.lp + row,
+                       (size_t)rows * sizeof *old);
             if (n_kept) {
-                struct loss_input in = micro_input(w, i, row, 0, member->rows);
+                struct loss_input in = micro_input(w, i, row, 0, rows);
                 struct loss_output out = micro_output(w, row);
                 w->loss->eval(&w->params, &in, &out, &ignored);
                 n_kept[i] = 0;
-                for (int32_t r = 0; r < member->rows; r++)
+                for (int32_t r = 0; r < rows; r++)
                     n_kept[i] += out.kept[r];
             }
-            row += member->rows;
+            row += rows;
         }
     }
     return STATUS_OK;
@@ -184,7 +192,7 @@ static bool differentiate(void *ctx, int32_t begin, int32_t end)
     bool any = false;
     int32_t row = 0;
     for (int32_t k = o->packing->start[o->bin]; k < o->packing->start[o->bin + 1] && row < end; k++) {
-        int32_t i = o->packing->members[k], rows = w->prepared.members[i].rows;
+        int32_t i = o->packing->members[k], rows = rows_of(w, i);
         int32_t from = begin > row ? begin - row : 0, to = end < row + rows ? end - row : rows;
         if (from < to) {
             struct loss_input in = micro_input(w, i, row, from, to - from);
@@ -207,7 +215,7 @@ static bool differentiate(void *ctx, int32_t begin, int32_t end)
 static double member_loss(struct work *w, int32_t i, int32_t row)
 {
     struct micro *m = &w->micro;
-    struct loss_input in = micro_input(w, i, row, 0, w->prepared.members[i].rows);
+    struct loss_input in = micro_input(w, i, row, 0, rows_of(w, i));
     struct loss_output out = micro_output(w, row);
     struct loss_stats stats = {0};
     double loss = 0, entropy = 0, coef = w->stage->entropy_coef;
@@ -237,7 +245,8 @@ static enum status micro_loss(struct work *w, const struct packing *p, int32_t b
                 "the loss is not finite (%g) at member %d: trajectory %llu attempt %u segment %u", loss, i,
                 (unsigned long long)member->trajectory, member->attempt, member->segment);
         *total += loss;
-        row += w->prepared.members[i].rows;
+        row += rows_of(w, i);
+        w->metrics.shared_tokens += w->prefix.shared[i];
     }
     w->metrics.tokens += row;
     w->metrics.micro_batches++;
@@ -302,14 +311,22 @@ static enum status set_weights(struct work *w, struct error *err)
     return rc;
 }
 
+// Trees of the members of a pass, and their packing.
+static enum status work_pack(struct work *w, struct packing *ret, struct error *err)
+{
+    const struct run_config *c = w->t->config;
+    int32_t budget = (int32_t)c->trainer.micro_batch_tokens;
+    prefix_done(&w->prefix);
+    prefix_init(&w->prefix, &w->prepared, w->n_members, w->members, budget, c->trainer.prefix_sharing);
+    return prefix_pack(&w->prefix, w->n_members, w->members, budget, w->msg->packing_seed, ret, err);
+}
+
 // Gradient of update u at the present weights into t->grads.
 static enum status update_gradient(struct work *w, int32_t u, double *ret_loss, struct error *err)
 {
     struct packing packing = {0};
     w->n_members = prepared_update_members(&w->prepared, u, w->members);
-    enum status rc =
-        packing_init(&packing, w->n_members, w->members, w->rows,
-                     (int32_t)w->t->config->trainer.micro_batch_tokens, w->msg->packing_seed, err);
+    enum status rc = work_pack(w, &packing, err);
     if (!rc && w->n_kept)
         rc = score_pass(w, &packing, NULL, w->n_kept);
     if (!rc)
@@ -366,7 +383,6 @@ static enum status work_init(struct work *w, struct trainer *t, const struct msg
         return rc;
     size_t n = (size_t)msg->n_members;
     w->members = arena_zalloc(a, n * sizeof *w->members);
-    w->rows = arena_zalloc(a, n * sizeof *w->rows);
     w->weight = arena_zalloc(a, n * sizeof *w->weight);
     w->entropy_weight = arena_zalloc(a, n * sizeof *w->entropy_weight);
     w->aggregate = arena_zalloc(a, n * sizeof *w->aggregate);
@@ -374,11 +390,9 @@ static enum status work_init(struct work *w, struct trainer *t, const struct msg
     bool old = w->loss->needs_old && w->stage->old_logprob == RUN_OLD_RECOMPUTE && w->prepared.n_updates > 1;
     w->n_kept = kept ? arena_zalloc(a, n * sizeof *w->n_kept) : NULL;
     w->old = old ? arena_zalloc(a, (size_t)msg->n_tokens * sizeof *w->old) : NULL;
-    if (!w->members || !w->rows || !w->weight || !w->entropy_weight || !w->aggregate ||
-        (kept && !w->n_kept) || (old && !w->old))
+    if (!w->members || !w->weight || !w->entropy_weight || !w->aggregate || (kept && !w->n_kept) ||
+        (old && !w->old))
         return error_set(err, STATUS_NOMEM, "no memory for a step of %d sequences", msg->n_members);
-    for (size_t i = 0; i < n; i++)
-        w->rows[i] = w->prepared.members[i].rows;
     return STATUS_OK;
 }
 
@@ -387,7 +401,7 @@ static enum status work_reserve(struct work *w, struct error *err)
 {
     int64_t sum = 0, budget = w->t->config->trainer.micro_batch_tokens;
     for (int32_t i = 0; i < w->msg->n_members; i++)
-        sum += w->rows[i];
+        sum += w->prepared.members[i].rows;
     if (!sum)
         return STATUS_OK; // aggregation will find the zero denominator
     int32_t rows = (int32_t)(sum < budget ? sum : budget);
@@ -400,11 +414,10 @@ static enum status work_reserve(struct work *w, struct error *err)
 static enum status score_old(struct work *w, struct error *err)
 {
     struct packing all;
-    for (int32_t i = 0; i < w->msg->n_members; i++)
+    w->n_members = w->msg->n_members;
+    for (int32_t i = 0; i < w->n_members; i++)
         w->members[i] = i;
-    enum status rc =
-        packing_init(&all, w->msg->n_members, w->members, w->rows,
-                     (int32_t)w->t->config->trainer.micro_batch_tokens, w->msg->packing_seed, err);
+    enum status rc = work_pack(w, &all, err);
     if (rc)
         return rc;
     rc = score_pass(w, &all, w->old, NULL);
@@ -489,6 +502,7 @@ enum status trainer_step(struct trainer *t, const struct msg_prepare *msg, struc
     } else if (rc == STATUS_CANCELED) {
         error_set(err, rc, "step %lld was abandoned", (long long)msg->step);
     }
+    prefix_done(&w->prefix);
     prepared_done(&w->prepared);
     free(w);
     return rc;
@@ -506,6 +520,7 @@ enum status trainer_gradient(struct trainer *t, const struct msg_prepare *msg, i
         assert(update >= 0 && update < w->prepared.n_updates);
         rc = update_gradient(w, update, ret_loss, err);
     }
+    prefix_done(&w->prefix);
     prepared_done(&w->prepared);
     free(w);
     return rc;

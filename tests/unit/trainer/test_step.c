@@ -415,6 +415,138 @@ static void test_multiplicity_is_repetition(void **state)
     free(c);
 }
 
+// ---- shared prefixes --------------------------------------------------------------------------------------------------------
+
+#define PROMPT 70 // 64 rows shared
+#define ANSWER 30
+
+// 3 prompts, 4 answers each.
+static void prompted_step_init(struct tiny_step *s, uint64_t seed)
+{
+    tiny_step_init(s, 12, PROMPT + ANSWER, 4, seed);
+    for (int i = 0; i < 12; i++)
+        for (int k = 0, at = i * (PROMPT + ANSWER); k < PROMPT; k++, at++) {
+            s->ids[at] = s->ids[i / 4 * 4 * (PROMPT + ANSWER) + k];
+            s->mask[at] = 0;
+            s->logprobs[at] = 0;
+            s->versions[at] = -1;
+            s->temperatures[at] = 1;
+        }
+}
+
+static double branch_flops(const struct trainer *t)
+{
+    double flops = 64 * 2 * t->matrix_parameters;
+    for (int row = 0; row < 64; row++)
+        flops += 4.0 * (double)(t->model.n_layers * t->model.n_heads * t->model.head_dim) * (row + 1);
+    return 3 * flops;
+}
+
+// The loss and the gradient of `update`, and a whole step's result, with prefix_sharing as given.
+static double shared_run(struct run_config *c, const struct tiny_step *s, bool sharing, int update,
+                         float **ret_grads, int64_t *ret_n, struct step_result *ret)
+{
+    struct error err = {0};
+    double loss;
+    c->trainer.prefix_sharing = sharing;
+    struct trainer *t = open_trainer(c);
+    if (trainer_gradient(t, &s->msg, update, &loss, &err))
+        fail_msg("%s", err.text);
+    *ret_grads = copy_floats(t->grads, t->layout.total);
+    *ret_n = t->layout.total;
+    *ret = *run_step(t, &s->msg);
+    assert_int_equal(ret->outcome, STEP_APPLIED);
+    if (s->msg.updates == 1 && sharing)
+        ret->flops += 9 * branch_flops(t);
+    trainer_close(t);
+    return loss;
+}
+
+static void same_metrics(const struct step_result *a, const struct step_result *b)
+{
+    assert_int_equal(a->metrics.n, b->metrics.n);
+    for (int32_t i = 0; i < a->metrics.n; i++) {
+        const char *name = a->metrics.items[i].name;
+        double x = a->metrics.items[i].value, y = b->metrics.items[i].value;
+        assert_string_equal(name, b->metrics.items[i].name);
+        if (strcmp(name, "train/tokens") && strcmp(name, "train/shared_tokens") &&
+            strcmp(name, "train/micro_batches") && !(fabs(x - y) <= 1e-6 * fabs(y)))
+            fail_msg("%s: %.9g with shared prefixes, %.9g without", name, x, y);
+    }
+}
+
+// Rows computed once for several sequences, under every loss and aggregation: the same loss, gradient and figures.
+static void test_shared_prefixes(void **state)
+{
+    (void)state;
+    static struct step_result on, off;
+    struct run_config *c = tiny_config();
+    struct tiny_step s;
+    prompted_step_init(&s, 80);
+    for (int i = 0; i < 48; i++) {
+        float *shared, *whole;
+        int64_t n;
+        c->stages[0].loss = i / 6 % 4;
+        c->stages[0].aggregation = RUN_AGG_TOKEN_MEAN + i % 3;
+        c->stages[0].denominator = i / 3 % 2 ? RUN_DENOM_KEPT : RUN_DENOM_ALL;
+        c->stages[0].entropy_coef = i % 2 ? 0.01 : 0;
+        c->trainer.micro_batch_tokens = i % 5 ? 2048 : 256; // a tree a micro-batch
+        c->trainer.dtype = i < 24 ? RUN_F32 : RUN_BF16;
+        double tolerance = i < 24 ? 2e-6 : 1e-2;
+        double loss = shared_run(c, &s, true, 0, &shared, &n, &on),
+               want = shared_run(c, &s, false, 0, &whole, &n, &off);
+        double d = tiny_distance(shared, whole, n);
+        if (!(d <= tolerance))
+            fail_msg("round %d: the gradient with shared prefixes differs by %g", i, d);
+        assert_true(fabs(loss - want) <= 1e-9 * fabs(want));
+        if (c->stages[0].denominator == RUN_DENOM_ALL) // one pass
+            assert_true(fabs(on.flops / off.flops - 1) < 1e-12);
+        if (i < 24)
+            same_metrics(&on, &off);
+        assert_true(tiny_metric(&off, "train/tokens") == 12 * (PROMPT + ANSWER - 1));
+        assert_true(tiny_metric(&off, "train/shared_tokens") == 0);
+        assert_true(tiny_metric(&on, "train/shared_tokens") == 9 * 64);
+        assert_true(tiny_metric(&on, "train/tokens") == 12 * (PROMPT + ANSWER - 1) - 9 * 64);
+        assert_int_equal((int)tiny_metric(&on, "train/micro_batches"), i % 5 ? 1 : 3);
+        free(shared);
+        free(whole);
+    }
+    tiny_step_done(&s);
+    free(c);
+}
+
+// Several updates, with a pass before them that scores whole groups whatever update they fall in; and the same bits on any number of
+// threads.
+static void test_shared_prefixes_in_updates(void **state)
+{
+    (void)state;
+    static struct step_result on, off;
+    struct run_config *c = tiny_config();
+    struct tiny_step s;
+    float *first = NULL;
+    prompted_step_init(&s, 81);
+    s.msg.updates = 3;
+    c->stages[0].loss = RUN_LOSS_ICEPOP;
+    c->trainer.micro_batch_tokens = 512;
+    for (int threads = 1; threads <= 3; threads++) {
+        float *shared, *whole;
+        int64_t n;
+        c->trainer.threads = threads;
+        c->trainer.recompute = threads == 2;
+        shared_run(c, &s, true, 2, &shared, &n, &on);
+        shared_run(c, &s, false, 2, &whole, &n, &off);
+        assert_true(tiny_distance(shared, whole, n) <= 2e-6);
+        assert_true(tiny_metric(&on, "train/shared_tokens") == 9 * 64);
+        first = first ? first : copy_floats(shared, n);
+        assert_true(same_floats(first, shared, n));
+        free(shared);
+        free(whole);
+    }
+    free(first);
+    tiny_step_done(&s);
+    free(c);
+}
+
 static void test_cancel_keeps_state(void **state)
 {
     (void)state;
@@ -440,11 +572,18 @@ static void test_cancel_keeps_state(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_micro_batches_agree),         cmocka_unit_test(test_gradient_by_differences),
-        cmocka_unit_test(test_learns_and_is_deterministic), cmocka_unit_test(test_rejections),
-        cmocka_unit_test(test_non_finite_weights_reject),   cmocka_unit_test(test_rejection_in_second_update),
-        cmocka_unit_test(test_updates_per_batch),           cmocka_unit_test(test_ratio_is_one_on_policy),
-        cmocka_unit_test(test_multiplicity_is_repetition),  cmocka_unit_test(test_cancel_keeps_state),
+        cmocka_unit_test(test_micro_batches_agree),
+        cmocka_unit_test(test_gradient_by_differences),
+        cmocka_unit_test(test_learns_and_is_deterministic),
+        cmocka_unit_test(test_rejections),
+        cmocka_unit_test(test_non_finite_weights_reject),
+        cmocka_unit_test(test_rejection_in_second_update),
+        cmocka_unit_test(test_updates_per_batch),
+        cmocka_unit_test(test_ratio_is_one_on_policy),
+        cmocka_unit_test(test_multiplicity_is_repetition),
+        cmocka_unit_test(test_cancel_keeps_state),
+        cmocka_unit_test(test_shared_prefixes),
+        cmocka_unit_test(test_shared_prefixes_in_updates),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
