@@ -398,7 +398,11 @@ enum status orch_open(const struct orch_options *opt, struct orch **ret, struct 
     if (http.max_in_flight > 0 && loop_need_fds((size_t)http.max_in_flight + 512, err))
         log_event(LOG_WARN, "few_files", "cause=\"%s\"", err->text);
     if ((rc = metrics_open(o, err)) || (rc = http_client_open(o->loop, &http, &o->http, err)) ||
-        (rc = restore(o, err)) || (rc = check_open(o, err)) || (rc = open_sockets(o, err)))
+        (rc = restore(o, err)) || (rc = check_open(o, err)))
+        goto out;
+    if (o->committed_steps == 0 && !o->cfg->eval.only && (rc = sft_check(o, err)))
+        goto out;
+    if ((rc = open_sockets(o, err)))
         goto out;
     if (opt->signals && ((rc = loop_signal_open(o->loop, SIGTERM, on_signal, o, &o->on_term, err)) ||
                          (rc = loop_signal_open(o->loop, SIGINT, on_signal, o, &o->on_int, err))))

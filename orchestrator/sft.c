@@ -1,4 +1,5 @@
-// SFT rows; see sft.h. Runs on the loop's thread; a file is read once, when its stage begins.
+// SFT rows; see sft.h. Runs on the loop's thread; a file is read when the run begins, to refuse it
+// before anything is paid for, and when its stage begins.
 #include "orchestrator/sft.h"
 
 #include <stdio.h>
@@ -98,6 +99,18 @@ int64_t sft_row_at(uint64_t seed, int stage, int64_t n_rows, int64_t p, int64_t 
     uint64_t key[2] = {(uint64_t)stage, (uint64_t)(p / n_rows)};
     *ret_epoch = p / n_rows;
     return (int64_t)shuffle_at(seed, hash64(key, sizeof key), (uint64_t)n_rows, (uint64_t)(p % n_rows));
+}
+
+enum status sft_check(const struct orch *o, struct error *err)
+{
+    enum status rc = STATUS_OK;
+    for (int i = 0; i < o->cfg->n_stages && !rc; i++) {
+        const struct run_stage *s = &o->cfg->stages[i];
+        struct sft_data d = {0};
+        if (s->kind == RUN_STAGE_SFT && !(rc = sft_data_read(&d, s->data, o->chat, s->max_tokens, err)))
+            sft_data_done(&d);
+    }
+    return rc;
 }
 
 enum status sft_open(struct orch *o, struct error *err)

@@ -37,6 +37,8 @@ void sft_data_done(struct sft_data *d);
 // Row and epoch of position p = stage_step * batch_rows + i. Pure.
 int64_t sft_row_at(uint64_t seed, int stage, int64_t n_rows, int64_t p, int64_t *ret_epoch);
 
+// Reads the rows of every supervised stage and forgets them: what a stage would stumble over, hours later.
+enum status sft_check(const struct orch *o, struct error *err) OOZE_MUST_USE;
 enum status sft_open(struct orch *o, struct error *err) OOZE_MUST_USE; // the stage under way
 void sft_close(struct orch *o);
 void sft_prepare(struct orch *o);

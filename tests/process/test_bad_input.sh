@@ -36,10 +36,17 @@ done
 say "demonstrations"
 cp "$tmp/demos.jsonl" "$tmp/bad.jsonl"
 sed -i '7s/.*/{"messages":[{"role":"user","content":"no end}/' "$tmp/bad.jsonl"
-refused sft-row 'bad.jsonl:7' stages.sft.data="$tmp/bad.jsonl" eval.at_start=false
+refused sft-row 'bad.jsonl:7' stages.sft.data="$tmp/bad.jsonl"
 sed -i '7s/.*/{"messages":[{"role":"owl","content":"hu"}]}/' "$tmp/bad.jsonl"
-refused sft-role 'bad.jsonl:7' stages.sft.data="$tmp/bad.jsonl" eval.at_start=false
-refused sft-missing 'nowhere.jsonl' stages.sft.data="$tmp/nowhere.jsonl" eval.at_start=false
+refused sft-role 'bad.jsonl:7' stages.sft.data="$tmp/bad.jsonl"
+refused sft-missing 'nowhere.jsonl' stages.sft.data="$tmp/nowhere.jsonl"
+# of any stage, before the evaluation at the start and the steps of the stages before it
+sed 's/^stages:/&\n  - {name: first, kind: sft, steps: 2, data: demos.jsonl, batch_rows: 8, max_tokens: 64}/' "$config" >"$tmp/later.yaml"
+config=$tmp/later.yaml
+refused sft-later 'bad.jsonl:7' stages.sft.data="$tmp/bad.jsonl"
+run=$tmp/sft-later
+[ "$(committed)" = 0 ] && [ "$(sql 'SELECT COUNT(*) FROM eval')" = 0 ] || fail "the run had begun"
+config=$tmp/micro.yaml
 
 say "model folders"
 sed '/^tasks:/,$d' "$tmp/micro.yaml" >"$tmp/sft.yaml"
