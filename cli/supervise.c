@@ -40,6 +40,7 @@ struct child {
     char restarts_text[16];
     int64_t log_start; // bytes of its log that earlier incarnations wrote
     char log[RUNCONFIG_PATH + 128];
+    char pid_file[RUNCONFIG_PATH + 128]; // of a task service, which says nothing of itself; else empty
 };
 
 struct supervisor {
@@ -200,6 +201,16 @@ static void child_exited(void *ctx, int code, int sig)
     loop_timer_set(c->pause, c->is_task ? 0 : c->pause_ms, 0);
 }
 
+// For `ooze status`: "PID RESTARTS".
+static void note_pid(const struct child *c)
+{
+    char text[48];
+    struct error err;
+    int n = snprintf(text, sizeof text, "%lld %d\n", (long long)loop_child_pid(c->process), c->restarts);
+    if (c->pid_file[0] && file_write_atomic(c->pid_file, text, (size_t)n, 0600, &err))
+        progress_note(c->s->progress, "%s", err.text);
+}
+
 static void child_start(void *ctx)
 {
     struct child *c = ctx;
@@ -221,7 +232,9 @@ static void child_start(void *ctx)
         s->rc = error_set(&s->err, err.status, "starting %s: %s", c->name, err.text);
         stop_children(s);
         loop_stop(s->loop);
+        return;
     }
+    note_pid(c);
 }
 
 static struct child *add_child(struct supervisor *s, const char *name)
@@ -267,6 +280,7 @@ static void add_task(struct supervisor *s, const struct run_task *t)
     for (size_t i = 0; i < sizeof args / sizeof args[0]; i++)
         c->argv[c->n_argv++] = mem_strdup(args[i]);
     unlink(file); // of an earlier process: whoever reads it now waits for the new one
+    snprintf(c->pid_file, sizeof c->pid_file, "%s/tasks/%s.pid", s->run_dir, t->name);
 }
 
 static enum status add_children(struct supervisor *s, struct error *err)

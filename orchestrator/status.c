@@ -1,10 +1,12 @@
 // Status and queries; see status.h. Runs on the loop's thread. Read-only verbs are always safe; the others answer after they are durable.
 #include "orchestrator/status.h"
 
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
+#include "base/file.h"
 #include "base/log.h"
 #include "orchestrator/orch.h"
 
@@ -15,6 +17,26 @@ static const char *state_name(const struct orch *o)
     if (o->stopping)
         return "stopping";
     return phase_name(o->stage.phase);
+}
+
+// A task service says no HELLO: what the supervisor that started it has noted. Of a registered one nothing is known.
+static json_t *task_process(const struct orch *o, const struct task *t)
+{
+    char path[RUNCONFIG_PATH + 128], *text;
+    long long pid, restarts;
+    size_t n;
+    struct error none;
+    json_t *row = json_pack("{s:s+, s:n, s:s, s:I, s:n}", "name", "task:", t->cfg.name, "pid", "state",
+                            task_state_name(t->state), "restarts", (json_int_t)0, "heartbeat_age_s");
+    snprintf(path, sizeof path, "%s/tasks/%s.pid", o->run_dir, t->cfg.name);
+    if (!t->cfg.n_command || file_read(path, 64, &text, &n, &none))
+        return row;
+    if (sscanf(text, "%lld %lld", &pid, &restarts) == 2) {
+        json_object_set_new(row, "pid", json_integer(pid));
+        json_object_set_new(row, "restarts", json_integer(restarts));
+    }
+    free(text);
+    return row;
 }
 
 static json_t *processes(struct orch *o)
@@ -43,9 +65,7 @@ static json_t *processes(struct orch *o)
     for (int i = 0; i < o->tasks.n; i++) {
         const struct task *t = o->tasks.v[i];
         if (t->state != TASK_REMOVED)
-            json_array_append_new(list, json_pack("{s:s+, s:n, s:s, s:I, s:n}", "name", "task:", t->cfg.name,
-                                                  "pid", "state", task_state_name(t->state), "restarts",
-                                                  (json_int_t)0, "heartbeat_age_s"));
+            json_array_append_new(list, task_process(o, t));
     }
     return list;
 }

@@ -21,9 +21,12 @@ say "trainer, engines and orchestrator of a run with two engines"
 run_start kill rollout.engines=2 "stages.rl.steps=$steps" "tasks.fake.command=[$helpers/task_fake, 'turns:60']"
 kill_at 6 engine-0
 say "the task service killed at step $(committed)"
-for pid in $(own_processes); do
-  tr '\0' ' ' <"/proc/$pid/cmdline" | grep -q '^[^ ]*task_fake ' && kill -KILL "$pid"
-done
+pid=$(pid_of task:fake)
+tr '\0' ' ' <"/proc/$pid/cmdline" | grep -q '^[^ ]*task_fake ' || fail "status names $pid as the task service"
+kill -KILL "$pid"
+task_is_back() { local now; now=$(pid_of task:fake) && [ -n "$now" ] && [ "$now" != "$pid" ] && kill -0 "$now" 2>/dev/null; }
+wait_for "the next task service in status" task_is_back
+[ "$("$ooze" status --json "$run" | jq '.processes[] | select(.name == "task:fake").restarts')" = 1 ] || fail "restarts of the task service"
 kill_at 9 trainer-0
 kill_at 11 orchestrator
 kill_at 13 engine-1
