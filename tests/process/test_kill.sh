@@ -16,7 +16,7 @@ kill_at() {
 }
 all_gone() { [ -z "$(own_processes)" ]; }
 
-steps=$((sanitized ? 20 : 40))
+steps=$((sanitized ? 20 : 100))
 say "trainer, engines and orchestrator of a run with two engines"
 run_start kill rollout.engines=2 "stages.rl.steps=$steps" "tasks.fake.command=[$helpers/task_fake, 'turns:60']"
 kill_at 6 engine-0
