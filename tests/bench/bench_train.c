@@ -16,51 +16,30 @@
 #include "base/mem.h"
 #include "base/rng.h"
 #include "tests/bench/peaks.h"
+#include "tests/bench/subject.h"
 #include "trainer/step.h"
 
 struct shape {
     const char *name;
-    struct run_model model;
+    const struct run_model *model;
     int32_t sequences, length, length_spread, prompt;
     int64_t micro_batch_tokens;
 };
 
+static const struct run_model quickstart = {.arch = "llama",
+                                            .hidden = 128,
+                                            .n_layers = 4,
+                                            .n_heads = 4,
+                                            .n_kv_heads = 4,
+                                            .head_dim = 32,
+                                            .ffn = 352,
+                                            .vocab = 264,
+                                            .max_position = 128,
+                                            .rope_theta = 10000,
+                                            .rms_eps = 1e-5};
 static const struct shape shapes[] = {
-    {"smollm2",
-     {.arch = "llama",
-      .hidden = 576,
-      .n_layers = 30,
-      .n_heads = 9,
-      .n_kv_heads = 3,
-      .head_dim = 64,
-      .ffn = 1536,
-      .vocab = 49152,
-      .max_position = 2048,
-      .rope_theta = 100000,
-      .rms_eps = 1e-5,
-      .tie_embeddings = true},
-     16,
-     1025, // 1,024 positions that predict a token
-     0,
-     1,
-     1024},
-    {"quickstart",
-     {.arch = "llama",
-      .hidden = 128,
-      .n_layers = 4,
-      .n_heads = 4,
-      .n_kv_heads = 4,
-      .head_dim = 32,
-      .ffn = 352,
-      .vocab = 264,
-      .max_position = 128,
-      .rope_theta = 10000,
-      .rms_eps = 1e-5},
-     512,
-     16,
-     44,
-     10,
-     8192},
+    {"smollm2", &subject_model, 16, 1025, 0, 1, 1024}, // 1,024 positions that predict a token
+    {"quickstart", &quickstart, 512, 16, 44, 10, 8192},
 };
 
 enum row { ROW_STEP, ROW_MEMORY, ROW_MFU };
@@ -71,7 +50,7 @@ struct bench {
     struct run_config *config;
     enum row row;
     bool serve;
-    int steps;
+    int steps, layers; // layers: 0 = the model's
     struct trainer *trainer;
     struct msg_prepare step;
     struct step_result *result;
@@ -122,7 +101,7 @@ static void step_make(const struct shape *s, struct msg_prepare *m)
           *temperatures = mem_must((size_t)n, sizeof *temperatures);
     for (int32_t i = 0; i < s->sequences; i++) {
         for (int32_t t = 0; t < members[i].n_tokens; t++, at++) {
-            ids[at] = (int32_t)rng_below(&rng, (uint64_t)s->model.vocab);
+            ids[at] = (int32_t)rng_below(&rng, (uint64_t)s->model->vocab);
             mask[at] = t >= s->prompt;
             logprobs[at] = mask[at] ? -3 : 0;
             temperatures[at] = 1;
@@ -171,7 +150,9 @@ static void flops_count(struct bench *b)
 static bool bench_open(struct bench *b)
 {
     struct error err = {0};
-    b->config->model = b->shape.model;
+    b->config->model = *b->shape.model;
+    if (b->layers)
+        b->config->model.n_layers = b->layers;
     b->config->trainer.micro_batch_tokens = b->shape.micro_batch_tokens;
     b->result = mem_must(1, sizeof *b->result);
     if (trainer_open(b->config, "", &b->trainer, &err) || trainer_restart(b->trainer, &err)) {
@@ -306,7 +287,7 @@ static bool option(struct bench *b, const char *name, const char *value)
     else if (strcmp(name, "--length") == 0)
         b->shape.length = atoi(value) + 1;
     else if (strcmp(name, "--layers") == 0)
-        b->shape.model.n_layers = atoi(value);
+        b->layers = atoi(value);
     else if (strcmp(name, "--micro") == 0)
         b->shape.micro_batch_tokens = atoi(value);
     else if (strcmp(name, "--recompute") == 0)

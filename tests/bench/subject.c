@@ -15,24 +15,18 @@
 
 #define PROMPT_MAX 4096
 
-static struct model_config smollm2(void)
-{
-    return (struct model_config){.arch = "llama",
-                                 .hidden = 576,
-                                 .n_layers = 30,
-                                 .n_heads = 9,
-                                 .n_kv_heads = 3,
-                                 .head_dim = 64,
-                                 .ffn = 1536,
-                                 .vocab = 49152,
-                                 .max_position = 8192,
-                                 .rms_eps = 1e-5f,
-                                 .rope_theta = 1e5,
-                                 .rope_scaling = {.factor = 1},
-                                 .tie_embeddings = true,
-                                 .init_std = 0.02,
-                                 .bos_id = -1};
-}
+const struct run_model subject_model = {.arch = "llama",
+                                        .hidden = 576,
+                                        .n_layers = 30,
+                                        .n_heads = 9,
+                                        .n_kv_heads = 3,
+                                        .head_dim = 64,
+                                        .ffn = 1536,
+                                        .vocab = 49152,
+                                        .max_position = 8192,
+                                        .rope_theta = 1e5,
+                                        .rms_eps = 1e-5,
+                                        .tie_embeddings = true};
 
 static enum status read_master(struct subject *s, const char *models, float **ret, struct error *err)
 {
@@ -40,8 +34,8 @@ static enum status read_master(struct subject *s, const char *models, float **re
     enum status rc;
     snprintf(dir, sizeof dir, "%s/hf", models ? models : "");
     s->random = !models || !file_exists(dir);
-    s->c = smollm2();
-    if (!s->random && (rc = model_config_read(dir, &s->c, err)))
+    rc = s->random ? model_config_from_run(&subject_model, &s->c, err) : model_config_read(dir, &s->c, err);
+    if (rc)
         return rc;
     if ((rc = layout_open(&s->c, &s->layout, err)))
         return rc;

@@ -6,8 +6,12 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "base/runconfig.h"
 #include "model/model.h"
 #include "rollout/engine.h"
+
+// Its shape, as a run's configuration says it.
+extern const struct run_model subject_model;
 
 struct subject_options {
     const char *isa, *models; // "auto"; NULL = random weights
