@@ -90,9 +90,11 @@ static inline float order_attention(const struct order_kv *c, int64_t dim, int64
     return fmaf(m, scale, log(l));
 }
 
-// One query head of one sequence of c->n rows (c: bf16 of what the cache gives back, scales 1); q, out, dout [n] rows at strides,
-// lse at stride n_heads. dq is written, dk and dv [n][ORDER_DIM] too.
+// One query head of the last n rows of one sequence of c->n (c: bf16 of what the cache gives back, scales 1); q, out, dout [n] rows at
+// strides, lse at stride n_heads. dq is written. dk and dv [c->n][ORDER_DIM]: the chains of the keys before these rows go on, those
+// of theirs begin.
 struct order_head {
+    int64_t n;
     const float *q, *out, *lse, *dout;
     int64_t ldq, ldo, lddo, ld_lse;
     float *dq;
@@ -105,16 +107,16 @@ static inline void order_grad(const struct order_kv *c, int64_t dim, float scale
     static float q[ORDER_KEYS + 1][ORDER_DIM], o[ORDER_KEYS + 1][ORDER_DIM],
         p[ORDER_KEYS + 1][ORDER_KEYS + 1], ds[ORDER_KEYS + 1][ORDER_KEYS + 1];
     float c2 = scale * 1.44269504f;
-    int64_t n = c->n;
+    int64_t n = h->n, pos0 = c->n - n;
     for (int64_t i = 0; i <= n; i++)
         for (int64_t x = 0; x < dim; x++) {
             q[i][x] = i < n ? order_bf16(h->q[i * h->ldq + x]) : 0;
             o[i][x] = i < n ? order_bf16(h->dout[i * h->lddo + x]) : 0;
         }
     for (int64_t i = 0; i <= n; i++)
-        for (int64_t j = 0; j <= n; j++) {
+        for (int64_t j = 0; j <= c->n; j++) {
             p[i][j] = ds[i][j] = 0;
-            if (i == n || j > i)
+            if (i == n || j > pos0 + i)
                 continue;
             float s = order_dot(ISA_AVX512BF16, q[i], 1, c->k[j], 1, dim),
                   g = order_dot(ISA_AVX512BF16, o[i], 1, c->v[j], 1, dim);
@@ -126,13 +128,19 @@ static inline void order_grad(const struct order_kv *c, int64_t dim, float scale
     for (int64_t i = 0; i < n; i++)
         for (int64_t x = 0; x < dim; x++) {
             float dq = 0;
-            dk[i][x] = dv[i][x] = 0;
-            for (int64_t j = 0; j < n; j += 2) {
-                dq = order_pair(dq, ds[i][j], c->k[j][x], ds[i][j + 1], j + 1 < n ? c->k[j + 1][x] : 0);
-                dk[i][x] = order_pair(dk[i][x], ds[j][i], q[j][x], ds[j + 1][i], q[j + 1][x]);
-                dv[i][x] = order_pair(dv[i][x], p[j][i], o[j][x], p[j + 1][i], o[j + 1][x]);
-            }
+            for (int64_t j = 0; j < c->n; j += 2)
+                dq = order_pair(dq, ds[i][j], c->k[j][x], ds[i][j + 1], j + 1 < c->n ? c->k[j + 1][x] : 0);
             h->dq[i * h->lddq + x] = dq;
+        }
+    for (int64_t j = 0; j < c->n; j++)
+        for (int64_t x = 0; x < dim; x++) {
+            float *to_k = &dk[j][x], *to_v = &dv[j][x];
+            if (j >= pos0)
+                *to_k = *to_v = 0;
+            for (int64_t i = 0; i < n; i += 2) {
+                *to_k = order_pair(*to_k, ds[i][j], q[i][x], ds[i + 1][j], q[i + 1][x]);
+                *to_v = order_pair(*to_v, p[i][j], o[i][x], p[i + 1][j], o[i + 1][x]);
+            }
         }
 }
 

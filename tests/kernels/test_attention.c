@@ -1,5 +1,5 @@
 // kv_write, attention and attention_grad of every class against ref: batches of sequences of any length, prefill chunks and decode steps,
-// grouped heads, page sizes and orders, every cache format; pages are full of NaN where nothing was stored. The reference against
+// grouped heads, page sizes and orders, sequences that share rows in the gradient, every cache format; pages are full of NaN where nothing was stored. The reference against
 // plain formulas and differences in double.
 #include "kernels/fmath.h"
 #include "tests/kernels/attention_order.h"
@@ -13,11 +13,12 @@ struct batch {
     int n_seqs, n_heads, n_kv, dim, page_tokens;
     enum dtype t;
     struct attn_seq seqs[SEQS], history[SEQS];
+    int root[SEQS]; // whole batches: the sequence whose rows are its first pos0, itself with pos0 = 0
     int32_t pages[SEQS][SEQ_PAGES];
     int n_pages, rows, past; // rows of this call; rows of the history
     int64_t ldq, ldk, ldo;
     float scale, *q, *k, *v, *hk, *hv; // now, and before
-    bool lse;
+    bool lse, whole;                   // whole: every row that is attended is there, as the gradient wants it
 };
 
 // Pages in any order, some of them nobody's.
@@ -38,6 +39,44 @@ static void batch_pages(struct batch *b)
     }
 }
 
+// Where the number of key j of sequence s and head g is: among those of this call (x), or of the history, which in a whole batch repeats
+// the root's.
+static const float *key_at(const struct batch *b, int s, int64_t j, int g, const float *x,
+                           const float *history)
+{
+    const struct attn_seq *a = &b->seqs[s];
+    if (j < a->pos0 && !b->whole)
+        return history + (b->history[s].row0 + j) * b->ldk + g * b->dim;
+    int64_t row = j < a->pos0 ? b->seqs[b->root[s]].row0 + j : a->row0 + j - a->pos0;
+    return x + row * b->ldk + g * b->dim;
+}
+
+// Some sequences of a whole batch become branches: of the last one before them that is none.
+static void batch_branch(struct batch *b, int s)
+{
+    struct attn_seq *a = &b->seqs[s];
+    b->root[s] = s;
+    if (s == 0 || check_between(&check, 0, 2) == 0)
+        return;
+    int root = b->root[s - 1];
+    int64_t blocks = b->seqs[root].n_rows / ATTN_BLOCK;
+    if (blocks) {
+        b->root[s] = root;
+        a->pos0 = ATTN_BLOCK * (int32_t)check_between(&check, 1, blocks);
+    }
+}
+
+// The history of branches is what their roots have there now.
+static void batch_repeat(struct batch *b)
+{
+    for (int s = 0; s < b->n_seqs && b->whole; s++)
+        for (int64_t j = 0; j < b->seqs[s].pos0; j++) {
+            int64_t to = (b->history[s].row0 + j) * b->ldk, from = (b->seqs[b->root[s]].row0 + j) * b->ldk;
+            memcpy(b->hk + to, b->k + from, (size_t)(b->n_kv * b->dim) * sizeof(float));
+            memcpy(b->hv + to, b->v + from, (size_t)(b->n_kv * b->dim) * sizeof(float));
+        }
+}
+
 static void batch_new(int i, bool whole, struct batch *b)
 {
     static const int dims[] = {16, 64, 8, 32, 5, 24, 48, 1, 17, 80, 128, 33}, pages[] = {32, 64, 96, 128};
@@ -53,8 +92,12 @@ static void batch_new(int i, bool whole, struct batch *b)
     for (int s = 0; s < b->n_seqs; s++) {
         struct attn_seq *a = &b->seqs[s];
         bool decode = !whole && check_between(&check, 0, 1);
-        a->n_rows = decode ? 1 : (int)check_size(&check, 1, long_ones ? 96 : 12);
+        // a quarter of the whole batches has something to share
+        int most = long_ones ? 96 : whole && i % 4 == 1 && s < 4 ? 70 : 12;
+        a->n_rows = decode ? 1 : (int)check_size(&check, 1, most);
         a->pos0 = whole ? 0 : (int)check_size(&check, 0, long_ones ? 257 : 34);
+        if (whole)
+            batch_branch(b, s);
         a->row0 = b->rows + (i % 7 ? 0 : (int)check_between(&check, 0, 2)); // rows that belong to no sequence
         b->rows = a->row0 + a->n_rows;
         b->history[s] = (struct attn_seq){b->past, a->pos0, 0, NULL};
@@ -69,11 +112,13 @@ static void batch_new(int i, bool whole, struct batch *b)
     b->v = check_floats(&check, b->rows * b->ldk, 1, 0);
     b->hk = check_floats(&check, b->past * b->ldk, 1, 0);
     b->hv = check_floats(&check, b->past * b->ldk, 1, 0);
+    b->whole = whole;
     if (b->rows && i % 9 == 0) // a token of zeros, and of subnormals
         for (int64_t j = 0; j < b->n_kv * b->dim; j++) {
             b->k[j] = j % 2 ? -0.0f : 0.0f;
             b->v[j] = 1e-40f;
         }
+    batch_repeat(b);
 }
 
 // ---- a device's pages ------------------------------------------------------------------------------------------------
@@ -168,11 +213,8 @@ static void attention_double(const struct batch *b, int s, int row, int h, doubl
         out[x] = 0;
     for (int pass = 0; pass < 2; pass++)
         for (int j = 0; j < keys; j++) {
-            bool old = j < b->seqs[s].pos0;
-            int64_t at =
-                (old ? b->history[s].row0 + j : b->seqs[s].row0 + j - b->seqs[s].pos0) * b->ldk + g * b->dim;
             double dot = 0;
-            stored(b, (old ? b->hk : b->k) + at, kj);
+            stored(b, key_at(b, s, j, g, b->k, b->hk), kj);
             for (int x = 0; x < b->dim; x++)
                 dot += (double)q[x] * (double)kj[x];
             dot *= (double)b->scale;
@@ -180,7 +222,7 @@ static void attention_double(const struct batch *b, int s, int row, int h, doubl
                 top = fmax(top, dot);
                 continue;
             }
-            stored(b, (old ? b->hv : b->v) + at, vj);
+            stored(b, key_at(b, s, j, g, b->v, b->hv), vj);
             sum += exp(dot - top);
             for (int x = 0; x < b->dim; x++)
                 out[x] += exp(dot - top) * (double)vj[x];
@@ -229,11 +271,8 @@ static void own_keys(const struct batch *b, int s, int g, struct order_kv *ret)
     ret->n = b->seqs[s].pos0 + b->seqs[s].n_rows;
     assert_true(ret->n <= ORDER_KEYS);
     for (int64_t j = 0; j < ret->n; j++) {
-        bool old = j < b->seqs[s].pos0;
-        int64_t at =
-            (old ? b->history[s].row0 + j : b->seqs[s].row0 + j - b->seqs[s].pos0) * b->ldk + g * b->dim;
-        order_store(b->t, b->dim, (old ? b->hk : b->k) + at, ret->k[j], &ret->k_scale[j]);
-        order_store(b->t, b->dim, (old ? b->hv : b->v) + at, ret->v[j], &ret->v_scale[j]);
+        order_store(b->t, b->dim, key_at(b, s, j, g, b->k, b->hk), ret->k[j], &ret->k_scale[j]);
+        order_store(b->t, b->dim, key_at(b, s, j, g, b->v, b->hv), ret->v[j], &ret->v_scale[j]);
     }
 }
 
@@ -340,14 +379,22 @@ static void grad_new(int i, struct grad *g)
     op_attention(check.ref, b, p);
 }
 
-// One head of one sequence in the class's own order; the heads of a group are added to dk and dv in order.
+typedef float order_rows[ORDER_KEYS][ORDER_DIM];
+typedef double bound_rows[ORDER_KEYS][ORDER_DIM];
+
+// One head of one sequence in the class's own order. dk and dv [SEQS] hold each sequence's keys from its first row on; those that a branch
+// has in common with its root are the root's.
 static void own_head(const struct grad *g, const struct device *d, const struct order_kv *kv, int s, int h,
-                     void *const *got, float (*dk)[ORDER_DIM], float (*dv)[ORDER_DIM])
+                     void *const *got, order_rows *dk, order_rows *dv)
 {
-    static float one_k[ORDER_KEYS][ORDER_DIM], one_v[ORDER_KEYS][ORDER_DIM], dq[ORDER_KEYS * ORDER_DIM];
+    static float all_k[ORDER_KEYS][ORDER_DIM], all_v[ORDER_KEYS][ORDER_DIM], dq[ORDER_KEYS * ORDER_DIM];
     const struct batch *b = &g->b;
-    int64_t row = b->seqs[s].row0;
-    const struct order_head head = {.q = b->q + row * b->ldq + h * b->dim,
+    const struct attn_seq *a = &b->seqs[s];
+    int64_t row = a->row0;
+    size_t before = (size_t)a->pos0 * sizeof all_k[0], own = (size_t)a->n_rows * sizeof all_k[0];
+    int root = b->root[s];
+    const struct order_head head = {.n = a->n_rows,
+                                    .q = b->q + row * b->ldq + h * b->dim,
                                     .out = g->out + row * b->ldo + h * b->dim,
                                     .lse = g->lse + row * b->n_heads + h,
                                     .dout = g->dout + row * b->ldo + h * b->dim,
@@ -357,30 +404,33 @@ static void own_head(const struct grad *g, const struct device *d, const struct 
                                     .ld_lse = b->n_heads,
                                     .dq = dq,
                                     .lddq = b->dim};
-    order_grad(kv, b->dim, b->scale, &head, one_k, one_v);
-    for (int64_t i = 0; i < kv->n; i++) {
+    memcpy(all_k, dk[root], before);
+    memcpy(all_v, dv[root], before);
+    order_grad(kv, b->dim, b->scale, &head, all_k, all_v);
+    memcpy(dk[root], all_k, before);
+    memcpy(dv[root], all_v, before);
+    memcpy(dk[s], all_k + a->pos0, own);
+    memcpy(dv[s], all_v + a->pos0, own);
+    for (int64_t i = 0; i < a->n_rows; i++)
         check_same("dq in its own order", d, dq + i * b->dim,
                    (float *)got[0] + (row + i) * g->lddq + h * b->dim, b->dim);
-        for (int x = 0; x < b->dim; x++) {
-            dk[i][x] = h % (b->n_heads / b->n_kv) ? dk[i][x] + one_k[i][x] : one_k[i][x];
-            dv[i][x] = h % (b->n_heads / b->n_kv) ? dv[i][x] + one_v[i][x] : one_v[i][x];
-        }
-    }
 }
 
 // How far the roundings to bf16 (2^-9 each, at most two on any factor's way: FP8 keys and values are rounded twice) may bring one
 // head's gradients from ref's: a score moves by scale 2 u sum |q k|, so P by a factor; dP by 2 u sum |dout v|, whatever cancels.
-static void grad_bounds(const struct grad *g, const struct order_kv *kv, int s, int h,
-                        double (*dq)[ORDER_DIM], double (*dk)[ORDER_DIM], double (*dv)[ORDER_DIM])
+static void grad_bounds(const struct grad *g, const struct order_kv *kv, int s, int h, bound_rows dq,
+                        bound_rows *dk, bound_rows *dv)
 {
     const struct batch *b = &g->b;
+    const struct attn_seq *a = &b->seqs[s];
     const double u2 = 2.02 * 0x1p-9, scale = (double)b->scale;
-    for (int64_t i = 0; i < kv->n; i++)
+    for (int64_t i = 0; i < a->n_rows; i++)
         for (int x = 0; x < b->dim; x++)
             dq[i][x] = 0;
-    for (int64_t i = 0; i < kv->n; i++)
-        for (int64_t j = 0; j <= i; j++) {
-            int64_t row = b->seqs[s].row0 + i;
+    for (int64_t i = 0; i < a->n_rows; i++)
+        for (int64_t j = 0; j <= a->pos0 + i; j++) {
+            int64_t row = a->row0 + i, key = j < a->pos0 ? j : j - a->pos0;
+            int of = j < a->pos0 ? b->root[s] : s;
             const float *q = b->q + row * b->ldq + h * b->dim, *o = g->dout + row * b->ldo + h * b->dim;
             const float *out = g->out + row * b->ldo + h * b->dim;
             double dot = 0, size = 0, dp = 0, dp_size = 0;
@@ -396,8 +446,8 @@ static void grad_bounds(const struct grad *g, const struct order_kv *kv, int s, 
             double ds = p * fabs(dp) * scale, e = ds * moved + p * (1 + moved) * scale * dp_size * u2;
             for (int x = 0; x < b->dim; x++) {
                 dq[i][x] += (e + ds * u2) * fabs((double)kv->k[j][x]);
-                dk[j][x] += (e + ds * u2) * fabs((double)q[x]);
-                dv[j][x] += p * (moved + u2) * fabs((double)o[x]);
+                dk[of][key][x] += (e + ds * u2) * fabs((double)q[x]);
+                dv[of][key][x] += p * (moved + u2) * fabs((double)o[x]);
             }
         }
 }
@@ -412,33 +462,45 @@ static void own_rows(const struct grad *g, const struct device *d, int s, double
         }
 }
 
-// One key/value head of one sequence: bit for bit, and within the bounds of ref.
-static void own_group(const struct grad *g, const struct device *d, int s, int kv_head, void *const *want,
+// One key/value head of all sequences, roots before their branches: bit for bit, and within the bounds of ref.
+static void own_group(const struct grad *g, const struct device *d, int kv_head, void *const *want,
                       void *const *got)
 {
-    static struct order_kv kv;
-    static float dk[ORDER_KEYS][ORDER_DIM], dv[ORDER_KEYS][ORDER_DIM];
-    static double bound[3][ORDER_KEYS][ORDER_DIM];
+    static struct order_kv kv[SEQS];
+    static order_rows one_k[SEQS], one_v[SEQS], dk[SEQS], dv[SEQS];
+    static bound_rows bound_q, bound_k[SEQS], bound_v[SEQS];
     const struct batch *b = &g->b;
     int group = b->n_heads / b->n_kv, at = kv_head * b->dim;
-    own_keys(b, s, kv_head, &kv);
-    for (int64_t j = 0; j < kv.n; j++)
-        for (int x = 0; x < b->dim; x++) {
-            kv.k[j][x] = order_bf16(kv.k[j][x] * kv.k_scale[j]);
-            kv.v[j][x] = order_bf16(kv.v[j][x] * kv.v_scale[j]);
-            bound[1][j][x] = bound[2][j][x] = 0;
-        }
-    for (int h = kv_head * group; h < (kv_head + 1) * group; h++) {
-        own_head(g, d, &kv, s, h, got, dk, dv);
-        grad_bounds(g, &kv, s, h, bound[0], bound[1], bound[2]);
-        own_rows(g, d, s, bound[0], want[0], got[0], g->lddq, h * b->dim);
+    for (int s = 0; s < b->n_seqs; s++) {
+        own_keys(b, s, kv_head, &kv[s]);
+        for (int64_t j = 0; j < kv[s].n; j++)
+            for (int x = 0; x < b->dim; x++) {
+                kv[s].k[j][x] = order_bf16(kv[s].k[j][x] * kv[s].k_scale[j]);
+                kv[s].v[j][x] = order_bf16(kv[s].v[j][x] * kv[s].v_scale[j]);
+                bound_k[s][j][x] = bound_v[s][j][x] = 0;
+            }
     }
-    own_rows(g, d, s, bound[1], want[1], got[1], g->lddk, at);
-    own_rows(g, d, s, bound[2], want[2], got[2], g->lddv, at);
-    for (int64_t i = 0; i < kv.n; i++) {
-        int64_t row = b->seqs[s].row0 + i;
-        check_same("dk in its own order", d, dk[i], (float *)got[1] + row * g->lddk + at, b->dim);
-        check_same("dv in its own order", d, dv[i], (float *)got[2] + row * g->lddv + at, b->dim);
+    for (int h = kv_head * group; h < (kv_head + 1) * group; h++) {
+        for (int s = 0; s < b->n_seqs; s++) {
+            own_head(g, d, &kv[s], s, h, got, one_k, one_v);
+            grad_bounds(g, &kv[s], s, h, bound_q, bound_k, bound_v);
+            own_rows(g, d, s, bound_q, want[0], got[0], g->lddq, h * b->dim);
+        }
+        for (int s = 0; s < b->n_seqs; s++) // the heads of a group are added in order
+            for (int64_t i = 0; i < b->seqs[s].n_rows; i++)
+                for (int x = 0; x < b->dim; x++) {
+                    dk[s][i][x] = h % group ? dk[s][i][x] + one_k[s][i][x] : one_k[s][i][x];
+                    dv[s][i][x] = h % group ? dv[s][i][x] + one_v[s][i][x] : one_v[s][i][x];
+                }
+    }
+    for (int s = 0; s < b->n_seqs; s++) {
+        own_rows(g, d, s, bound_k[s], want[1], got[1], g->lddk, at);
+        own_rows(g, d, s, bound_v[s], want[2], got[2], g->lddv, at);
+        for (int64_t i = 0; i < b->seqs[s].n_rows; i++) {
+            int64_t row = b->seqs[s].row0 + i;
+            check_same("dk in its own order", d, dk[s][i], (float *)got[1] + row * g->lddk + at, b->dim);
+            check_same("dv in its own order", d, dv[s][i], (float *)got[2] + row * g->lddv + at, b->dim);
+        }
     }
 }
 
@@ -450,9 +512,8 @@ static void own_grad(void *ctx, const struct device *d, void *const *want, void 
     for (int a = 0; a < 3 && !own_pairs(b) && b->rows; a++)
         check_same("attention_grad", d, want[a], got[a],
                    (b->rows - 1) * ld[a] + (a ? b->n_kv : b->n_heads) * b->dim);
-    for (int s = 0; own_pairs(b) && s < b->n_seqs; s++)
-        for (int kv_head = 0; kv_head < b->n_kv; kv_head++)
-            own_group(g, d, s, kv_head, want, got);
+    for (int kv_head = 0; own_pairs(b) && kv_head < b->n_kv; kv_head++)
+        own_group(g, d, kv_head, want, got);
 }
 
 static void test_attention_grad(void **state)
