@@ -180,6 +180,137 @@ static void test_attention_chunks(void **state)
     }
 }
 
+// A batch through kv_write, attention and its gradient.
+struct copy {
+    int n_seqs, rows;
+    struct attn_seq seqs[8];
+    int32_t pages[8][4], n_pages;
+    float *q, *k, *v, *dout, *out, *lse, *dq, *dk, *dv;
+};
+
+static void copy_new(struct copy *c, int rows)
+{
+    *c = (struct copy){.rows = rows};
+    float **wide[] = {&c->q, &c->dout, &c->out, &c->dq}, **narrow[] = {&c->k, &c->v, &c->dk, &c->dv};
+    for (int i = 0; i < 4; i++) {
+        *wide[i] = calloc((size_t)(rows * HEADS * DIM), sizeof(float));
+        *narrow[i] = calloc((size_t)(rows * KV * DIM), sizeof(float));
+    }
+    c->lse = calloc((size_t)(rows * HEADS), sizeof(float));
+}
+
+static void copy_free(struct copy *c)
+{
+    float *all[] = {c->q, c->k, c->v, c->dout, c->out, c->lse, c->dq, c->dk, c->dv};
+    for (size_t i = 0; i < sizeof all / sizeof all[0]; i++)
+        free(all[i]);
+}
+
+static void copy_run(struct copy *c, struct device *d, enum dtype t)
+{
+    struct attn_cache cache = cache_new(d, t, 32, c->n_pages);
+    d->k->kv_write(d, &cache, c->n_seqs, c->seqs, c->k, KV * DIM, c->v, KV * DIM);
+    d->k->attention(d, &cache, HEADS, 0.125f, c->n_seqs, c->seqs, c->q, HEADS * DIM, c->out, HEADS * DIM,
+                    c->lse);
+    d->k->attention_grad(d, t, HEADS, KV, DIM, 0.125f, c->n_seqs, c->seqs, c->q, HEADS * DIM, c->k, KV * DIM,
+                         c->v, KV * DIM, c->out, HEADS * DIM, c->lse, c->dout, HEADS * DIM, c->dq,
+                         HEADS * DIM, c->dk, KV * DIM, c->dv, KV * DIM);
+    cache_free(d, &cache);
+}
+
+static void copy_rows(const struct copy *from, int at, struct copy *to, int to_at, int n, bool with_dout)
+{
+    memcpy(to->q + to_at * HEADS * DIM, from->q + at * HEADS * DIM, (size_t)(n * HEADS * DIM) * 4);
+    memcpy(to->k + to_at * KV * DIM, from->k + at * KV * DIM, (size_t)(n * KV * DIM) * 4);
+    memcpy(to->v + to_at * KV * DIM, from->v + at * KV * DIM, (size_t)(n * KV * DIM) * 4);
+    if (with_dout)
+        memcpy(to->dout + to_at * HEADS * DIM, from->dout + at * HEADS * DIM, (size_t)(n * HEADS * DIM) * 4);
+}
+
+// What tree computed beside what whole did.
+static void tree_compare(const struct device *d, const struct copy *tree, const struct copy *whole)
+{
+    for (int s = 0, root = 0; s < tree->n_seqs; s++) {
+        const struct attn_seq *a = &tree->seqs[s];
+        int row = a->row0, n = a->n_rows, at = whole->seqs[s].row0 + a->pos0;
+        root = a->pos0 ? root : s;
+        same("out of a branch", d, whole->out + at * HEADS * DIM, tree->out + row * HEADS * DIM,
+             n * HEADS * DIM);
+        same("lse of a branch", d, whole->lse + at * HEADS, tree->lse + row * HEADS, n * HEADS);
+        same("dq of a branch", d, whole->dq + at * HEADS * DIM, tree->dq + row * HEADS * DIM,
+             n * HEADS * DIM);
+        if (root != s) {
+            same("dk of a branch", d, whole->dk + at * KV * DIM, tree->dk + row * KV * DIM, n * KV * DIM);
+            same("dv of a branch", d, whole->dv + at * KV * DIM, tree->dv + row * KV * DIM, n * KV * DIM);
+            continue;
+        }
+        for (int64_t e = 0; e < n * KV * DIM; e++) {
+            double sum[2] = {0}, size[2] = {1e-3, 1e-3};
+            for (int k = s; k == s || (k < tree->n_seqs && tree->seqs[k].pos0); k++) {
+                int64_t from = whole->seqs[k].row0 * KV * DIM + e;
+                const float x[] = {whole->dk[from], whole->dv[from]};
+                for (int i = 0; i < 2 && (k == s || e < tree->seqs[k].pos0 * KV * DIM); i++) {
+                    sum[i] += (double)x[i];
+                    size[i] += fabs((double)x[i]);
+                }
+            }
+            check_near("dk of shared rows", d, sum[0], tree->dk[row * KV * DIM + e], 1e-5 * size[0]);
+            check_near("dv of shared rows", d, sum[1], tree->dv[row * KV * DIM + e], 1e-5 * size[1]);
+        }
+    }
+}
+
+// Sequences that share their first rows = the whole sequences: the same bits of out, lse and dq, and of dk and dv of rows that are not
+// shared; of those that are, the sum.
+static void test_attention_tree(void **state)
+{
+    (void)state;
+    static const int own[] = {100, 17, 40, 1, 64, 33, 5}, shared[] = {0, 96, 64, 32, 0, 64, 32};
+    struct copy tree, whole, first;
+    int rows = 0, all = 0;
+    for (int s = 0; s < 7; s++) {
+        rows += own[s];
+        all += own[s] + shared[s];
+    }
+    copy_new(&tree, rows);
+    copy_new(&whole, all);
+    fill(tree.q, rows * HEADS * DIM);
+    fill(tree.k, rows * KV * DIM);
+    fill(tree.v, rows * KV * DIM);
+    fill(tree.dout, rows * HEADS * DIM);
+    rows = all = 0;
+    for (int s = 0, root = 0; s < 7; s++) {
+        root = shared[s] ? root : s;
+        for (int p = 0; p < 4; p++) {
+            whole.pages[s][p] = whole.n_pages++;
+            tree.pages[s][p] = 32 * p < shared[s] ? tree.pages[root][p] : tree.n_pages++;
+        }
+        tree.seqs[s] = (struct attn_seq){rows, own[s], shared[s], tree.pages[s]};
+        whole.seqs[s] = (struct attn_seq){all, own[s] + shared[s], 0, whole.pages[s]};
+        copy_rows(&tree, tree.seqs[root].row0, &whole, all, shared[s], false);
+        copy_rows(&tree, rows, &whole, all + shared[s], own[s], true);
+        rows += own[s];
+        all += own[s] + shared[s];
+    }
+    tree.n_seqs = whole.n_seqs = 7;
+    for (int i = 0; i < 3 * THREADS; i++) {
+        copy_run(&tree, devices[i % THREADS], (enum dtype)(i / THREADS));
+        copy_run(&whole, devices[i % THREADS], (enum dtype)(i / THREADS));
+        tree_compare(devices[i % THREADS], &tree, &whole);
+        if (i % THREADS == 0) {
+            copy_new(&first, rows);
+            memcpy(first.dk, tree.dk, (size_t)(rows * KV * DIM) * 4);
+            memcpy(first.dv, tree.dv, (size_t)(rows * KV * DIM) * 4);
+        }
+        same("dk of shared rows", devices[i % THREADS], first.dk, tree.dk, rows * KV * DIM);
+        same("dv of shared rows", devices[i % THREADS], first.dv, tree.dv, rows * KV * DIM);
+        if (i % THREADS == THREADS - 1)
+            copy_free(&first);
+    }
+    copy_free(&tree);
+    copy_free(&whole);
+}
+
 // Sequences in a batch = sequences alone, forward and backward.
 static void test_attention_batch(void **state)
 {
@@ -297,7 +428,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_gemm_rows),        cmocka_unit_test(test_dw_threads),
         cmocka_unit_test(test_attention_chunks), cmocka_unit_test(test_attention_batch),
-        cmocka_unit_test(test_threads),
+        cmocka_unit_test(test_attention_tree),   cmocka_unit_test(test_threads),
     };
     int rc = 0;
     for (int i = 0; i < 6; i++) {
