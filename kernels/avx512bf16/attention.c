@@ -362,13 +362,17 @@ void avx512bf16_attention(struct device *d, const struct attn_cache *c, int n_he
     struct attention a = {
         d, c, n_heads, n_heads / c->n_kv, scale, scale * LOG2E, n_seqs, seqs, first, q, ldq, out, ldo, lse};
     double pairs = 0; // (row, key) pairs of one head
+    double bytes = 0; // of keys and values
     first[0] = 0;
     for (int i = 0; i < n_seqs; i++) {
         first[i + 1] = first[i] + c->n_kv * seq_tiles(&a, &seqs[i]);
         pairs += (double)seqs[i].n_rows * (seqs[i].pos0 + 0.5 * seqs[i].n_rows + 16);
+        bytes += (double)(seqs[i].pos0 + seqs[i].n_rows) * (double)(c->n_kv * c->head_dim * 2) *
+                 (double)dtype_bytes(c->dtype);
     }
     int64_t units = first[n_seqs];
+    double products = pairs * n_heads * (0.014 * c->head_dim + 0.3),
+           way = bytes * 0.055; // or the way here, out of memory
     if (units)
-        split_run(d, units, 1, pairs * n_heads * (0.014 * c->head_dim + 0.3) / (double)units, attention_units,
-                  &a);
+        split_run(d, units, 1, (products > way ? products : way) / (double)units, attention_units, &a);
 }

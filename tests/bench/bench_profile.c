@@ -1,10 +1,10 @@
 // Where the time goes: each op of a training step or of the engine's steps, with the calls, the time and the share of the whole, its rate
 // of arithmetic beside the peak and its rate of bytes beside the read bandwidth, both measured here (peaks.h).
 //
-//   bench_profile [train|b1|b32|prefill]… [--isa NAME] [--threads N] [--pin on|off] [--models DIR] [--kv auto|f32|bf16|fp8] [--dtype f32|bf16|fp8]
+//   bench_profile [train|b1|b32|b256|prefill]… [--isa NAME] [--threads N] [--pin on|off] [--models DIR] [--kv auto|f32|bf16|fp8] [--dtype f32|bf16|fp8]
 //
-// SmolLM2-135M; without a name all four. train: 4 sequences of 1,024 tokens, bf16, AdamW. b1, b32: steps of one token of 1 and of 32
-// sequences at a context of 256; prefill: 8 prompts of 512 tokens; all FP8 with bf16 keys and values unless said otherwise. Times are wall
+// SmolLM2-135M; without a name all but b256. train: 4 sequences of 1,024 tokens, bf16, AdamW. b1, b32: steps of one token of 1 and of 32
+// sequences at a context of 256; b256: 256 sequences, 32 tokens after prompts of 64; prefill: 8 prompts of 512 tokens; all FP8 with bf16 keys and values unless said otherwise. Times are wall
 // clock on the thread that calls the ops, so on a busy machine they show the neighbours, too; the median step of several is printed.
 // Bytes are those that must move at least (kernels/observe.h): an op whose operands stay in a cache goes beyond 100 % of the bandwidth.
 #include <stdio.h>
@@ -329,6 +329,8 @@ static enum status profile_run(const char *what, const struct options *o, struct
         return profile_engine(o, 1, CONTEXT - DECODES / 2, DECODES, "decode, 1 sequence", err);
     if (strcmp(what, "b32") == 0)
         return profile_engine(o, 32, CONTEXT - DECODES / 2, DECODES, "decode, 32 sequences", err);
+    if (strcmp(what, "b256") == 0)
+        return profile_engine(o, 256, 64, 32, "decode, 256 sequences", err);
     return profile_engine(o, 8, 512, 1, "prefill, 8 x 512 tokens", err);
 }
 
@@ -359,18 +361,18 @@ static bool option(struct options *o, const char *name, const char *value)
 
 int main(int argc, char **argv)
 {
-    static const char *const all[] = {"b1", "b32", "prefill", "train"};
+    static const char *const all[] = {"b1", "b32", "prefill", "train", "b256"};
     struct options o = {.subject = {.isa = "auto", .dtype = DT_FP8}, .kv = KV_BF16};
     const char *wanted[16];
     int n = 0;
     for (int i = 1; i < argc; i++) {
         bool known = false;
-        for (int j = 0; j < 4; j++)
+        for (int j = 0; j < 5; j++)
             known = known || strcmp(argv[i], all[j]) == 0;
         if (known && n < 16) {
             wanted[n++] = argv[i];
         } else if (argv[i][0] != '-' || i + 1 == argc || !option(&o, argv[i], argv[i + 1])) {
-            fprintf(stderr, "usage: bench_profile [train|b1|b32|prefill]... [--isa NAME] [--threads N] "
+            fprintf(stderr, "usage: bench_profile [train|b1|b32|b256|prefill]... [--isa NAME] [--threads N] "
                             "[--models DIR] [--dtype T] [--kv T]\n");
             return 2;
         } else {

@@ -67,8 +67,7 @@ typedef int64_t read_fn(const void *p, int64_t n, int64_t apart);
     READ_DEFINE(kind##_4p, attribute, type, 4, 16)                                                           \
     READ_DEFINE(kind##_8p, attribute, type, 8, 16)
 #define READ_NAMES(kind) kind##_1, kind##_2, kind##_4, kind##_8, kind##_1p, kind##_2p, kind##_4p, kind##_8p
-#define READ_WAYS        8
-static const int READ_STREAMS[READ_WAYS] = {1, 2, 4, 8, 1, 2, 4, 8};
+static const int READ_STREAMS[PEAK_READ_WAYS] = {1, 2, 4, 8, 1, 2, 4, 8};
 
 READ_EACH(plain, , word)
 #if defined(__x86_64__)
@@ -122,17 +121,21 @@ static read_fn *const *read_ways(void)
     return plain;
 }
 
+double peak_read_pass(struct device *d, const void *from, size_t bytes, int way)
+{
+    struct pass p = {.from = from,
+                     .bytes = bytes,
+                     .tasks = pool_threads(d->pool),
+                     .streams = READ_STREAMS[way],
+                     .read = read_ways()[way]};
+    return pass_seconds(d, &p);
+}
+
 double peak_read(struct device *d, const void *from, size_t bytes, double seconds)
 {
-    read_fn *const *ways = read_ways();
     double best = 1e30, start = now();
-    for (int i = 0; i < 2 * READ_WAYS || now() - start < seconds; i++) {
-        struct pass p = {.from = from,
-                         .bytes = bytes,
-                         .tasks = pool_threads(d->pool),
-                         .streams = READ_STREAMS[i % READ_WAYS],
-                         .read = ways[i % READ_WAYS]};
-        double t = pass_seconds(d, &p);
+    for (int i = 0; i < 2 * PEAK_READ_WAYS || now() - start < seconds; i++) {
+        double t = peak_read_pass(d, from, bytes, i % PEAK_READ_WAYS);
         best = t < best ? t : best;
     }
     return (double)bytes / best;

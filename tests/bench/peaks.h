@@ -19,6 +19,9 @@ double peak_bf16(struct device *d);
 // best pass out of several ways (1, 2, 4 or 8 streams a thread, with and without prefetches). p is 64-byte aligned and
 // was written to before (untouched pages of the system are all one page). Passes go on for about `seconds`.
 double peak_read(struct device *d, const void *p, size_t bytes, double seconds);
+// One such pass, the way given: seconds. For bounds that stand beside something timed in turns with them.
+#define PEAK_READ_WAYS 8
+double peak_read_pass(struct device *d, const void *p, size_t bytes, int way);
 // Bytes copied a second by memcpy on all threads, each with its share: a byte that is read and written counts once.
 double peak_copy(struct device *d, void *to, const void *from, size_t bytes, double seconds);
 
