@@ -12,13 +12,10 @@
 #include "base/mem.h"
 #include "model/model.h"
 #include "tests/isa.h"
+#include "tests/races.h"
 #include "tests/unit/model/tiny.h"
 
-#ifdef __SANITIZE_THREAD__ // fifty times slower, and looking for races, not for bits: one architecture, nothing on one thread
-enum { ARCHS = 1, LEAST_THREADS = 2 };
-#else
-enum { ARCHS = TINY_N, LEAST_THREADS = 1 };
-#endif
+enum { ARCHS = RACES_ONLY ? 1 : TINY_N, LEAST_THREADS = RACES_ONLY ? 2 : 1 };
 #define SEQS     6
 #define ROWS_MAX 512
 #define PAGES    64

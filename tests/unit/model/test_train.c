@@ -15,13 +15,10 @@
 #include "base/mem.h"
 #include "model/model.h"
 #include "tests/isa.h"
+#include "tests/races.h"
 #include "tests/unit/model/tiny.h"
 
-#ifdef __SANITIZE_THREAD__ // fifty times slower, and looking for races: one architecture, and not whether the values are right
-enum { ARCHS = 1, VALUES = 0 };
-#else
-enum { ARCHS = TINY_N, VALUES = 1 };
-#endif
+enum { ARCHS = RACES_ONLY ? 1 : TINY_N };
 #define ROWS_MAX 1024
 
 struct problem {
@@ -195,7 +192,7 @@ static void test_differences(void **state)
 {
     static const int32_t len[] = {7, 40, 1, 13};
     (void)state;
-    for (int which = 0; which < ARCHS && VALUES; which++) {
+    for (int which = 0; which < ARCHS && !RACES_ONLY; which++) {
         struct model_config c = tiny_config(which);
         struct problem p;
         problem_open(&p, &c, DT_F32, 2, 4, len);
@@ -417,7 +414,7 @@ static void test_large_vocabulary(void **state)
     struct model_config c = tiny_config(0);
     struct problem p;
     (void)state;
-    if (!VALUES)
+    if (RACES_ONLY)
         return;
     c.hidden = 16;
     c.n_layers = 1;

@@ -3,11 +3,7 @@
 // gives the same log-probabilities in any packing, and its gradient does not depend on threads, recomputation or the size of its buffers.
 #include "tests/unit/rollout/tiny.h"
 
-#ifdef __SANITIZE_THREAD__ // fifty times slower, and looking for races, not for bits: few rounds, none of one thread
-enum { ROUNDS = 2, GRADIENTS = 2, JOBS = 5, FIRST_THREADS = 1 };
-#else
-enum { ROUNDS = 10, GRADIENTS = 8, JOBS = 12, FIRST_THREADS = 0 };
-#endif
+enum { ROUNDS = RACES_ONLY ? 2 : 10, GRADIENTS = RACES_ONLY ? 2 : 8, JOBS = RACES_ONLY ? 5 : 12 };
 enum { THREADS = 4, PROMPT_MAX = 90, NEW_MAX = 40, LEN_MAX = PROMPT_MAX + NEW_MAX };
 
 static const float TEMPERATURE = 0.8f;
@@ -115,7 +111,7 @@ static int64_t plans_run(struct house *h)
                                   .flush_tokens = between(h, 1, 5),
                                   .no_prefix_cache = between(h, 0, 1)};
         c.max_batch_tokens = c.max_running + between(h, 0, round % 3 ? 40 : 400);
-        int threads = 1 + (round + FIRST_THREADS) % THREADS;
+        int threads = 1 + (round + RACES_ONLY) % THREADS;
         struct engine *e = engine_new(h, threads, c);
         struct got *got = mem_must(JOBS, sizeof *got);
         uint32_t order[JOBS];
@@ -181,7 +177,7 @@ static void scores_check(struct house *h)
         for (uint32_t i = 0; i < JOBS; i++)
             order[i] = i;
         rng_shuffle_u32(&h->r, order, JOBS);
-        int threads = 1 + (round + FIRST_THREADS) % THREADS, at = 0;
+        int threads = 1 + (round + RACES_ONLY) % THREADS, at = 0;
         struct device *d = h->d[threads - 1];
         int32_t max_tokens = between(h, LEN_MAX, JOBS * LEN_MAX);
         struct train *t = NULL;
@@ -216,7 +212,7 @@ static void gradients_check(struct house *h)
     size_t bytes = (size_t)h->l.total * sizeof(float);
     float *want = mem_alloc(bytes), *got = mem_alloc(bytes);
     for (int round = 0; round < GRADIENTS; round++) {
-        struct device *d = h->d[(round + FIRST_THREADS) % THREADS];
+        struct device *d = h->d[(round + RACES_ONLY) % THREADS];
         struct train *t = NULL;
         struct weights *w = NULL;
         must(weights_open(d, &h->c, &h->l, h->dtype, true, &w, err));
@@ -259,7 +255,7 @@ static void invariance_of(enum dtype dtype)
     int64_t preemptions = 0;
     for (enum kv_choice kv = KV_AUTO; kv <= KV_FP8; kv++)
         invariance(dtype, kv, &preemptions);
-    assert_true(preemptions > 0 || FIRST_THREADS); // else memory was never short
+    assert_true(preemptions > 0 || RACES_ONLY); // else memory was never short
 }
 
 static void test_f32(void **state)

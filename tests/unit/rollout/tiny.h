@@ -18,6 +18,7 @@
 #include "model/model.h"
 #include "rollout/engine.h"
 #include "tests/isa.h"
+#include "tests/races.h"
 
 #define TINY_VOCAB 264
 
