@@ -78,27 +78,42 @@ static int64_t mlp_scratch_floats(const struct model_config *c, enum dtype dtype
     return scratch_carve(c, t, NULL, &(struct mlp_scratch){0});
 }
 
+// gate and up are the widest rows of the model. They are made and used up some rows at a time, so that they still lie in a cache when
+// the next op reads them. W_down follows for all rows: packing goes by whole matrices. Bits know nothing of it; how often each op is
+// called must follow from T alone, since traces (trace.h) number the calls.
+#define ROWS_MOST 384
+
+static int64_t rows_step(int64_t t)
+{
+    int64_t steps = (t + ROWS_MOST - 1) / ROWS_MOST;
+    return (t + steps - 1) / steps;
+}
+
 static void mlp_forward(const struct block_run *r, const void *weights, float *x, float *saved,
                         float *scratch)
 {
     const struct mlp_weights *w = weights;
     const struct kernels *k = r->d->k;
-    int64_t C = r->c->hidden, F = r->c->ffn, T = r->t;
+    int64_t C = r->c->hidden, F = r->c->ffn, T = r->t, step = rows_step(T);
     struct mlp_saved s;
     struct mlp_scratch b;
     saved_carve(r->c, r->dtype, T, saved, &s);
     scratch_carve(r->c, T, scratch, &b);
     if (r->keep)
         array_copy(s.x, x, T * C);
-    float *gu = r->keep && s.gu ? s.gu : b.gu;
-    k->rmsnorm(r->d, T, C, x, C, w->norm, r->c->rms_eps, b.n, C, NULL);
-    linear_forward(r->d, &w->gate_up, T, b.n, C, false, gu, 2 * F);
-    if (r->want_output) {
-        k->swiglu(r->d, T, F, gu, b.h, r->keep ? s.rough : NULL);
-        linear_forward(r->d, &w->down, T, b.h, F, true, x, C);
-    } else if (s.rough) {
-        k->to_bf16(r->d, T * 2 * F, gu, s.rough);
+    for (int64_t t = 0; t < T; t += step) {
+        int64_t m = step < T - t ? step : T - t;
+        float *gu = r->keep && s.gu ? s.gu + t * 2 * F : b.gu;
+        uint16_t *rough = r->keep && s.rough ? s.rough + t * 2 * F : NULL;
+        k->rmsnorm(r->d, m, C, x + t * C, C, w->norm, r->c->rms_eps, b.n, C, NULL);
+        linear_forward(r->d, &w->gate_up, m, b.n, C, false, gu, 2 * F);
+        if (r->want_output)
+            k->swiglu(r->d, m, F, gu, b.h + t * F, rough);
+        else if (rough)
+            k->to_bf16(r->d, m * 2 * F, gu, rough);
     }
+    if (r->want_output)
+        linear_forward(r->d, &w->down, T, b.h, F, true, x, C);
 }
 
 static void mlp_backward(const struct block_run *r, const void *weights, float *saved, float *scratch,
@@ -106,14 +121,19 @@ static void mlp_backward(const struct block_run *r, const void *weights, float *
 {
     const struct mlp_weights *w = weights;
     const struct kernels *k = r->d->k;
-    int64_t C = r->c->hidden, F = r->c->ffn, T = r->t;
+    int64_t C = r->c->hidden, F = r->c->ffn, T = r->t, step = rows_step(T);
     struct mlp_saved s;
     struct mlp_scratch b;
     saved_carve(r->c, r->dtype, T, saved, &s);
     scratch_carve(r->c, T, scratch, &b);
-    linear_grad_x(r->d, &w->down, T, dx, C, false, b.h, F);
-    k->swiglu_grad(r->d, T, F, s.rough ? DT_BF16 : DT_F32, s.rough ? (void *)s.rough : (void *)s.gu, b.h,
-                   b.gu, b.h);
+    for (int64_t t = 0; t < T; t += step) {
+        int64_t m = step < T - t ? step : T - t;
+        float *h = b.h + t * F;
+        linear_grad_x(r->d, &w->down, m, dx + t * C, C, false, h, F);
+        k->swiglu_grad(r->d, m, F, s.rough ? DT_BF16 : DT_F32,
+                       s.rough ? (void *)(s.rough + t * 2 * F) : (void *)(s.gu + t * 2 * F), h,
+                       b.gu + t * 2 * F, h);
+    }
     linear_grad_w(r->d, &w->down, r->dtype, T, dx, C, b.h, F, grads);
     k->rmsnorm(r->d, T, C, s.x, C, w->norm, r->c->rms_eps, b.n, C, NULL);
     linear_grad_w(r->d, &w->gate_up, r->dtype, T, b.gu, 2 * F, b.n, C, grads);
