@@ -280,6 +280,11 @@ static void test_cuts(void **state)
     problem_open(&p, &c, DT_F32, 2, 5, few);
     cuts_check(&p, ROWS_MAX);
     problem_close(&p);
+    // More rows than the feed-forward block takes at once, and parts that it does.
+    static const int32_t many[] = {250, 3, 249, 131, 250, 97};
+    problem_open(&p, &c, DT_F32, 2, 6, many);
+    cuts_check(&p, p.n);
+    problem_close(&p);
 }
 
 // ---- shared rows -----------------------------------------------------------------------------------------------
