@@ -3,7 +3,11 @@
 // (nothing depends on them but the tokens). Beside it stands TRL's GRPOTrainer (tests/bench/peers/trl_grpo.py).
 //
 //   bench_grpo [--serve] [--prompts 64] [--answers 8] [--new 128] [--threads N] [--isa CLASS] [--rollout fp8|bf16]
-//              [--running SEQUENCES] [--micro ROWS] [--recompute none|all]
+//              [--running SEQUENCES] [--micro ROWS] [--recompute none|all] [--prompt TOKENS] [--sharing on|off]
+//
+// Prompts have 32 to 64 tokens, or --prompt all alike; the trainer computes the rows that answers to one prompt share once, unless
+// --sharing off (trainer.prefix_sharing). train_tok_s are tokens of sequences, prompts counted for each answer, a second of training, and
+// train_rows the rows that were computed for them.
 //
 // One process, one thread: engine and trainer have a pool each and never work at the same time, so either may have all cores (an
 // idle pool sleeps). What crosses between them is what crosses in a run: a prepared step, and a weights file in shared memory
@@ -34,7 +38,7 @@ struct seconds {
 struct bench {
     // options
     bool serve;
-    int32_t n_prompts, n_answers, n_new, running;
+    int32_t n_prompts, n_answers, n_new, running, prompt; // prompt: 0 = of different lengths
     enum dtype dtype;
     struct run_config *config;
     // the trainer's side
@@ -51,8 +55,9 @@ struct bench {
     // one iteration: answers in the order of their prompts, tokens behind one another
     int32_t n;        // answers
     int32_t *lengths; // [n_prompts]
-    int32_t *prompts; // [n_prompts, PROMPT_MAX]
-    int64_t *first;   // [n + 1] of the tokens below
+    int32_t *prompts; // [n_prompts, longest]
+    int32_t longest;
+    int64_t *first; // [n + 1] of the tokens below
     int32_t *ids, *versions;
     uint8_t *mask;
     float *logprobs, *temperatures;
@@ -91,7 +96,7 @@ static void submit_all(struct bench *b)
                     .trajectory = (uint64_t)(b->iteration * b->n + i),
                     .sampling = {.temperature = 1, .top_p = 1, .max_new = b->n_new, .train = true},
                     .n_ids = b->lengths[p],
-                    .ids = b->prompts + p * PROMPT_MAX}};
+                    .ids = b->prompts + (int64_t)p * b->longest}};
         must(engine_submit(b->engine, &job, &err), &err);
     }
 }
@@ -218,6 +223,7 @@ static void config_init(struct run_config *c)
                                   .tie_embeddings = true};
     c->trainer.dtype = RUN_BF16;
     c->trainer.micro_batch_tokens = 2048;
+    c->trainer.prefix_sharing = true;
     snprintf(c->trainer.isa, sizeof c->trainer.isa, "auto");
     c->rollout.dtype = RUN_FP8;
     c->n_stages = 1;
@@ -237,7 +243,8 @@ static void data_open(struct bench *b)
     b->n = b->n_prompts * b->n_answers;
     size_t n = (size_t)b->n, p = (size_t)b->n_prompts;
     b->lengths = mem_must(p, sizeof *b->lengths);
-    b->prompts = mem_must(p * PROMPT_MAX, sizeof *b->prompts);
+    b->longest = b->prompt ? b->prompt : PROMPT_MAX;
+    b->prompts = mem_must(p * (size_t)b->longest, sizeof *b->prompts);
     b->first = mem_must(n + 1, sizeof *b->first);
     b->members = mem_must(n, sizeof *b->members);
     b->groups = mem_must(n, sizeof *b->groups);
@@ -246,8 +253,10 @@ static void data_open(struct bench *b)
     for (int32_t i = 0; i < b->n_prompts; i++) {
         b->lengths[i] =
             PROMPT_MIN + (PROMPT_MAX - PROMPT_MIN) * i / (b->n_prompts > 1 ? b->n_prompts - 1 : 1);
+        if (b->prompt)
+            b->lengths[i] = b->prompt;
         for (int32_t t = 0; t < b->lengths[i]; t++)
-            b->prompts[i * PROMPT_MAX + t] = (int32_t)rng_below(&r, 49152);
+            b->prompts[(int64_t)i * b->longest + t] = (int32_t)rng_below(&r, 49152);
     }
     for (int32_t i = 0; i < b->n; i++) {
         int32_t length = b->lengths[i / b->n_answers] + b->n_new;
@@ -266,7 +275,7 @@ static void data_open(struct bench *b)
     b->logprobs = mem_must(tokens, sizeof *b->logprobs);
     b->temperatures = mem_must(tokens, sizeof *b->temperatures);
     for (int32_t i = 0; i < b->n; i++) {
-        const int32_t *prompt = b->prompts + i / b->n_answers * PROMPT_MAX;
+        const int32_t *prompt = b->prompts + (int64_t)(i / b->n_answers) * b->longest;
         int32_t length = b->lengths[i / b->n_answers];
         memcpy(b->ids + b->first[i], prompt, (size_t)length * sizeof *prompt);
         memset(b->mask + b->first[i] + length, 1, (size_t)b->n_new);
@@ -289,9 +298,10 @@ static void open_all(struct bench *b)
     must(publish_init(&b->publish, b->run_dir, b->run, "/dev/shm", &err), &err);
     b->result = mem_must(1, sizeof *b->result);
     const struct trainer *t = b->trainer;
+    int32_t running = b->running < b->n ? b->running : b->n;
     const struct engine_config config = {.kv_tokens =
-                                             b->running * ((PROMPT_MAX + b->n_new + 32) / 32 * 32) + 4096,
-                                         .max_running = b->running,
+                                             running * ((b->longest + b->n_new + 32) / 32 * 32) + 4096,
+                                         .max_running = running,
                                          .max_batch_tokens = b->running > 2048 ? b->running : 2048,
                                          .flush_tokens = b->n_new};
     must(device_open("cpu", b->config->trainer.isa, (int)b->config->trainer.threads, &b->device, &err), &err);
@@ -328,15 +338,24 @@ static double peak_gib(void)
     return (double)u.ru_maxrss / 1048576;
 }
 
+static double train_rows(const struct bench *b)
+{
+    const struct metrics_list *m = &b->result->metrics;
+    for (int32_t i = 0; i < m->n; i++)
+        if (strcmp(m->items[i].name, "train/tokens") == 0)
+            return m->items[i].value;
+    return 0;
+}
+
 static void print(const struct bench *b, const struct seconds *s)
 {
     double total = s->generate + s->score + s->train + s->publish + s->load;
     double tokens = (double)b->n * b->n_new;
     printf("{\"value\":%.4f,\"generate_s\":%.4f,\"score_s\":%.4f,\"train_s\":%.4f,\"publish_s\":%.4f,\"load_"
            "s\":%.4f,"
-           "\"generate_tok_s\":%.1f,\"train_tok_s\":%.1f,\"peak_gib\":%.2f}\n",
+           "\"generate_tok_s\":%.1f,\"train_tok_s\":%.1f,\"train_rows\":%.0f,\"peak_gib\":%.2f}\n",
            total, s->generate, s->score, s->train, s->publish, s->load, tokens / s->generate,
-           (double)b->first[b->n] / s->train, peak_gib());
+           (double)b->first[b->n] / s->train, train_rows(b), peak_gib());
     fflush(stdout);
 }
 
@@ -364,7 +383,8 @@ static bool option(struct bench *b, const char *name, const char *value)
     } numbers[] = {{"--prompts", &b->n_prompts},
                    {"--answers", &b->n_answers},
                    {"--new", &b->n_new},
-                   {"--running", &b->running}};
+                   {"--running", &b->running},
+                   {"--prompt", &b->prompt}};
     for (size_t i = 0; i < sizeof numbers / sizeof numbers[0]; i++)
         if (strcmp(name, numbers[i].name) == 0) {
             *numbers[i].value = atoi(value);
@@ -378,6 +398,8 @@ static bool option(struct bench *b, const char *name, const char *value)
         c->trainer.micro_batch_tokens = atoi(value);
     else if (strcmp(name, "--recompute") == 0)
         c->trainer.recompute = strcmp(value, "none") != 0;
+    else if (strcmp(name, "--sharing") == 0)
+        c->trainer.prefix_sharing = strcmp(value, "off") != 0;
     else if (strcmp(name, "--rollout") == 0)
         c->rollout.dtype = strcmp(value, "bf16") == 0 ? RUN_BF16 : RUN_FP8;
     else

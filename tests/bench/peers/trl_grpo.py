@@ -1,13 +1,13 @@
 #!/usr/bin/env python3
 """Peer of bench_grpo: whole synchronous GRPO iterations of TRL's GRPOTrainer on the CPU.
 
-The same work as ours: --prompts prompts of 32 to 64 tokens, --answers answers each of exactly --new tokens (end of sequence
+The same work as ours: --prompts prompts of 32 to 64 tokens (or --prompt all alike), --answers answers each of exactly --new tokens (end of sequence
 cannot be drawn), reward = how even the ids of an answer are, group-relative advantages, no reference model (beta 0), one AdamW
 update over everything. SmolLM2-135M's shapes, or its weights with --model DIR. One iteration is what lies between
 on_step_begin and on_step_end of the trainer: generation by transformers with its cache, rewards, forward, backward, update.
 
   trl_grpo.py --serve [--prompts 64] [--answers 8] [--new 128] [--threads 2] [--micro 8] [--dtype bf16|autocast|f32]
-              [--gen static|dynamic|continuous] [--checkpointing] [--attn sdpa|eager] [--model DIR]
+              [--gen static|dynamic|continuous] [--checkpointing] [--attn sdpa|eager] [--model DIR] [--prompt TOKENS]
   trl_grpo.py ...                one warm-up and one measured iteration, figures for people
 
 --dtype bf16: parameters and moments in bf16, which is TRL's fastest here and less work than ours (f32 master weights); autocast:
@@ -33,6 +33,7 @@ def arguments():
     p.add_argument("--prompts", type=int, default=64)
     p.add_argument("--answers", type=int, default=8)
     p.add_argument("--new", type=int, default=128)
+    p.add_argument("--prompt", type=int, default=0, help="tokens of every prompt; 0: 32 to 64")
     p.add_argument("--threads", type=int, default=2)
     p.add_argument("--micro", type=int, default=8, help="sequences in one forward and backward pass")
     p.add_argument("--dtype", choices=["bf16", "autocast", "f32"], default="bf16")
@@ -46,10 +47,10 @@ def arguments():
     return a
 
 
-def prompts_of(n):
-    """n lists of 32 to 64 ids; bench_grpo draws its own of the same lengths (32 + 32 i / (n - 1))."""
+def prompts_of(n, length):
+    """n lists of `length` ids, or of 32 to 64; bench_grpo draws its own of the same lengths (32 + 32 i / (n - 1))."""
     r = random.Random(SEED)
-    return [[r.randrange(VOCAB) for _ in range(32 + 32 * i // max(n - 1, 1))] for i in range(n)]
+    return [[r.randrange(VOCAB) for _ in range(length or 32 + 32 * i // max(n - 1, 1))] for i in range(n)]
 
 
 def word_tokenizer():
@@ -121,7 +122,7 @@ def make_trainer(a, out_dir):
 
     torch.set_num_threads(a.threads)
     n = a.prompts * a.answers
-    rows = [{"prompt": " ".join(f"t{i}" for i in ids)} for ids in prompts_of(a.prompts)]
+    rows = [{"prompt": " ".join(f"t{i}" for i in ids)} for ids in prompts_of(a.prompts, a.prompt)]
     gen = {"eos_token_id": VOCAB, "max_new_tokens": a.new, "min_new_tokens": None}
     config = GRPOConfig(
         output_dir=out_dir, use_cpu=True, bf16=a.dtype == "autocast", fp16=False, seed=SEED,
