@@ -153,7 +153,7 @@ struct kernels {
     //   dq_i = chain(j) dS_ij k_j up to the end of i's block;  dk_j = chain(h, i) dS_ij q_i and dv_j = chain(h, i)
     //   P_ij dout_i over the heads h of the group, then the rows i: from the start of j's block on those of j's own sequence, then
     //   all rows of each branch that sees j, in the order of the branches.
-    // So dq of a branch's rows has the bits that the sequence would have on its own.
+    // So dq of a branch's rows has the bits that the sequence would have on its own. Classes from avx512bf16 on: see attention.
     void (*attention_grad)(struct device *d, enum dtype dtype, int n_heads, int n_kv, int head_dim,
                            float scale, int n_seqs, const struct attn_seq *seqs, const float *q, int64_t ldq,
                            const float *k, int64_t ldk, const float *v, int64_t ldv, const float *out,
