@@ -7,6 +7,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/file.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -192,6 +193,18 @@ enum status file_join(char *ret, size_t n, const char *dir, const char *name, st
     return STATUS_OK;
 }
 
+enum status file_share(int fd, const char *path, struct error *err)
+{
+    struct stat held, named;
+    if (flock(fd, LOCK_SH | LOCK_NB) != 0 && errno == EWOULDBLOCK)
+        return error_set(err, STATUS_AGAIN, "%s is being written again", path);
+    if (fstat(fd, &held) != 0 || stat(path, &named) != 0)
+        return error_errno(err, errno, "looking at %s", path);
+    if (held.st_dev != named.st_dev || held.st_ino != named.st_ino)
+        return error_set(err, STATUS_AGAIN, "%s became another file", path);
+    return STATUS_OK;
+}
+
 enum status file_map_open(const char *path, bool nofollow, struct file_map *ret_map, struct error *err)
 {
     struct stat st;
@@ -202,6 +215,11 @@ enum status file_map_open(const char *path, bool nofollow, struct file_map *ret_
         close(fd);
         return error_set(err, STATUS_IO, "%s is not a regular file", path);
     }
+    enum status shared = file_share(fd, path, err);
+    if (shared) {
+        close(fd);
+        return shared;
+    }
     void *p = NULL;
     if (st.st_size > 0) {
         p = mmap(NULL, (size_t)st.st_size, PROT_READ, MAP_SHARED, fd, 0);
@@ -211,7 +229,7 @@ enum status file_map_open(const char *path, bool nofollow, struct file_map *ret_
             return rc;
         }
     }
-    close(fd);
+    close(fd); // the map holds the lock
     *ret_map = (struct file_map){p, (size_t)st.st_size};
     return STATUS_OK;
 }

@@ -39,7 +39,12 @@ enum status file_remove_tree(const char *path, struct error *err) OOZE_MUST_USE;
 enum status file_join(char *ret, size_t n, const char *dir, const char *name,
                       struct error *err) OOZE_MUST_USE;
 
-// Read-only memory map of a whole file. O_NOFOLLOW when nofollow is set.
+// A shared lock (flock) on an open file, without waiting, which whoever writes a published file again respects (model/kept.h), and
+// the certainty that path names that file now, under the lock. It ends with the last descriptor and map of this open. STATUS_AGAIN:
+// being written, or another file has the name. On a file system without locks only the name is looked at.
+enum status file_share(int fd, const char *path, struct error *err) OOZE_MUST_USE;
+
+// Read-only memory map of a whole file, with file_share for as long as it is mapped. O_NOFOLLOW when nofollow is set.
 struct file_map {
     const uint8_t *data; // NULL for an empty file
     size_t len;

@@ -375,7 +375,8 @@ enum status model_folder_write(const char *dir, const struct model_config *c, co
     if (!rc)
         rc = file_join(path, sizeof(path), tmp, "model.safetensors", err);
     if (!rc)
-        rc = weights_file_emit(path, NULL, NULL, l, master, dtype, -1, true, hash, NULL, err);
+        rc = weights_file_emit(&(struct weights_output){.path = path}, true, NULL, l, master, dtype, -1, hash,
+                               NULL, err);
     if (!rc)
         rc = folder_rename(tmp, plain, err);
     if (!rc)

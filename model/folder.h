@@ -5,6 +5,7 @@
 #include "base/hash.h"
 #include "kernels/device.h"
 #include "model/config.h"
+#include "model/kept.h"
 
 // Reads dir/*.safetensors (single file or index; F32, BF16, F16, F8_E4M3 with weight_scale_inv) into the flat
 // f32 vector (mem_alloc'ed by the callee, mem_free). Truncated files, missing, surplus or misshapen tensors
@@ -26,11 +27,28 @@ enum status model_folder_write(const char *dir, const struct model_config *c, co
 enum status weights_file_write(const char *path, struct device *d, const struct layout *l,
                                const float *master, enum dtype dtype, int64_t version, bool durable,
                                char ret_hash[HASH_HEX], int64_t *ret_bytes, struct error *err) OOZE_MUST_USE;
-// The same (not durable) into the pages of the file `old`, which goes: touching fresh ones takes longer than everything else. If anybody
-// has `old` open or mapped, or it is not there, fresh ones it is; `old` must have no other name that readers know.
-enum status weights_file_rewrite(const char *path, const char *old, struct device *d, const struct layout *l,
-                                 const float *master, enum dtype dtype, int64_t version,
-                                 char ret_hash[HASH_HEX], int64_t *ret_bytes,
+// What has to happen to weights before they are written, while they are on their way through the caches anyway: the optimizer's
+// update. fn gets every element of every parameter exactly once, in ranges [begin, end) of a parameter whose bounds are multiples of
+// 16 or its end, on any thread of the device's pool with that thread's solo device, and may change master there and nothing else
+// that the writer reads. When the writing fails, `done` says whether all of it has happened or nothing.
+struct weights_before {
+    void (*fn)(void *ctx, struct device *solo, const struct param *p, int64_t begin, int64_t end);
+    void *ctx;
+    bool done; // result
+};
+
+// The same with more wishes, each of which may be NULL:
+struct weights_output {
+    const char *path; // NULL: the hash alone, *ret_bytes as it would be
+    // Not durable: write into the pages of this file, which goes, because touching fresh ones takes longer than everything else. If a
+    // reader holds it (file_share), or it is not there, fresh ones it is; it must have no other name that readers know.
+    const char *old;
+    struct kept *kept;             // where the map stays for the time these pages come round again
+    struct weights_before *before; // first
+};
+enum status weights_file_rewrite(const struct weights_output *out, bool durable, struct device *d,
+                                 const struct layout *l, const float *master, enum dtype dtype,
+                                 int64_t version, char ret_hash[HASH_HEX], int64_t *ret_bytes,
                                  struct error *err) OOZE_MUST_USE;
 // The hash alone, without writing.
 enum status weights_file_hash(struct device *d, const struct layout *l, const float *master, enum dtype dtype,

@@ -31,6 +31,9 @@ struct piece {
 struct loading {
     struct weights *w;
     struct safetensors file;
+    struct kept_map *map; // NULL: file has a map of its own
+    const uint8_t *data;  // of the whole file
+    size_t bytes;
     char path[512], expect[HASH_HEX]; // "" = not checked
     uint8_t (*digests)[HASH_DIGEST];  // of the chunks
     size_t n_chunks;
@@ -49,9 +52,8 @@ static const uint8_t *tensor(const struct loading *l, const char *name)
 
 static void chunk_hash(struct loading *l, size_t i)
 {
-    const uint8_t *p = l->file.map.data + i * HASH_CHUNK_BYTES;
-    size_t left = l->file.map.len - i * HASH_CHUNK_BYTES,
-           n = left < HASH_CHUNK_BYTES ? left : HASH_CHUNK_BYTES;
+    const uint8_t *p = l->data + i * HASH_CHUNK_BYTES;
+    size_t left = l->bytes - i * HASH_CHUNK_BYTES, n = left < HASH_CHUNK_BYTES ? left : HASH_CHUNK_BYTES;
     weights_hash_chunk(p, n, l->digests[i]);
 }
 
@@ -146,7 +148,7 @@ static void rows_add(struct loading *l, struct piece p, int64_t rows, int64_t ro
 
 static size_t place(const struct loading *l, const struct param *p)
 {
-    return (size_t)(tensor(l, p->name) - l->file.map.data);
+    return (size_t)(tensor(l, p->name) - l->data);
 }
 
 static void linear_add(struct loading *l, struct linear *linear)
@@ -171,7 +173,7 @@ static int by_place(const void *a, const void *b)
 static void pieces_list(struct loading *l, bool hash)
 {
     struct weights *w = l->w;
-    l->n_chunks = (l->file.map.len + HASH_CHUNK_BYTES - 1) / HASH_CHUNK_BYTES;
+    l->n_chunks = (l->bytes + HASH_CHUNK_BYTES - 1) / HASH_CHUNK_BYTES;
     l->digests = mem_must(l->n_chunks, HASH_DIGEST);
     for (size_t i = 0; i < l->n_chunks && hash; i++)
         piece_add(l, (struct piece){.kind = PIECE_HASH, .at = i * HASH_CHUNK_BYTES, .begin = (int64_t)i});
@@ -219,20 +221,36 @@ void loading_free(struct loading *l)
     if (!l)
         return;
     safetensors_close(&l->file);
+    kept_release(l->map);
     free(l->digests);
     free(l->pieces);
     free(l);
 }
 
-enum status loading_open(struct weights *w, const char *path, const char *expect_hash, struct loading **ret,
-                         struct error *err)
+static enum status file_open(struct loading *l, const char *path, struct kept *kept, struct error *err)
+{
+    if (!kept) {
+        enum status rc = safetensors_open(path, true, &l->file, err);
+        l->data = l->file.map.data;
+        l->bytes = l->file.map.len;
+        return rc;
+    }
+    enum status rc = kept_read(kept, path, &l->map, &l->bytes, err);
+    if (rc)
+        return rc;
+    l->data = (const uint8_t *)l->map->data;
+    return safetensors_parse(l->data, l->bytes, path, &l->file, err);
+}
+
+enum status loading_open(struct weights *w, const char *path, const char *expect_hash, struct kept *kept,
+                         struct loading **ret, struct error *err)
 {
     assert(!w->train); // their values are a flat vector's
     struct loading *l = mem_must(1, sizeof *l);
     l->w = w;
     snprintf(l->path, sizeof l->path, "%s", path);
     snprintf(l->expect, sizeof l->expect, "%s", expect_hash ? expect_hash : "");
-    enum status rc = safetensors_open(path, true, &l->file, err);
+    enum status rc = file_open(l, path, kept, err);
     if (!rc)
         rc = plan_check(w, &l->file, path, err);
     if (rc) {
@@ -331,7 +349,7 @@ static void chunk_task(void *ctx, int task, int thread)
 enum status weights_load(struct weights *w, const char *path, const char *expect_hash, struct error *err)
 {
     struct loading *l;
-    enum status rc = loading_open(w, path, NULL, &l, err);
+    enum status rc = loading_open(w, path, NULL, NULL, &l, err);
     if (rc)
         return rc;
     if (expect_hash) {

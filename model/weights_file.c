@@ -2,11 +2,13 @@
 // (layout, weights, version, dtype) alone. Runs on the thread that publishes or exports and on the pool of the device it gives.
 //
 // The file is mapped and produced in pieces of about 1 MiB: rows of a matrix are rounded or quantised straight to where they belong
-// (with their scales, which lie elsewhere in the file). Whoever completes a chunk of the hash takes its digest, while the bytes
-// are still in a cache. Nothing is written twice or read again.
+// (with their scales, which lie elsewhere in the file), after whoever has to change them first has done so (weights_before), a
+// cache's worth at a time. Whoever completes a chunk of the hash takes its digest, while the bytes are still in a cache. Nothing is
+// written twice or read again.
 //
 // Invariants
-//   1. The room is there before the first byte is: a full disk is found before the work, and no reader maps a hole.
+//   1. The room is there before the first byte is: a full disk is found before the work (and before any weight is changed), and no
+//      reader maps a hole.
 //   2. missing[c] counts the bytes of chunk c that nobody has produced yet. It is lowered after the bytes are written (release) and
 //      the one who brings it to 0 sees them all (acquire).
 #include "model/weights_file.h"
@@ -27,7 +29,7 @@
 #include "model/plan.h"
 
 #define PIECE_FLOATS ((int64_t)1 << 18)
-#define HUGE_PAGE    ((size_t)2 << 20)
+#define CACHE_FLOATS ((int64_t)1 << 14) // of the master, with what belongs to them
 
 struct piece {
     const struct plan_tensor *t, *scales; // scales: of an FP8 matrix
@@ -37,7 +39,8 @@ struct piece {
 struct product {
     struct device *d;
     const float *master;
-    char *data; // the whole file
+    struct weights_before *before; // fn NULL = none
+    char *data;                    // the whole file
     size_t bytes, header;
     uint8_t (*digests)[HASH_DIGEST];
     _Atomic int64_t *missing; // [n_chunks]
@@ -102,18 +105,50 @@ static void produced(struct product *p, size_t at, size_t n)
     }
 }
 
+// Elements [begin, end) of param are about to be read.
+static void before(const struct product *p, struct device *d, const struct param *param, int64_t begin,
+                   int64_t end)
+{
+    if (p->before->fn)
+        p->before->fn(p->before->ctx, d, param, begin, end);
+}
+
 static void piece_quantize(struct product *p, struct device *d, const struct piece *piece)
 {
     const struct plan_tensor *t = piece->t;
-    int64_t across = piece->scales->cols, block = piece->begin / FP8_BLOCK;
-    int64_t blocks = (piece->end - piece->begin + FP8_BLOCK - 1) / FP8_BLOCK;
-    size_t codes = p->header + (size_t)(t->begin + piece->begin * t->cols);
-    size_t scales = p->header + (size_t)piece->scales->begin + (size_t)(block * across) * sizeof(float);
-    d->k->fp8_quantize(d, piece->end - piece->begin, t->cols,
-                       p->master + t->param->offset + piece->begin * t->cols, (uint8_t *)p->data + codes,
-                       (float *)(void *)(p->data + scales));
-    produced(p, codes, (size_t)((piece->end - piece->begin) * t->cols));
-    produced(p, scales, (size_t)(blocks * across) * sizeof(float));
+    int64_t across = piece->scales->cols, first = piece->begin / FP8_BLOCK;
+    size_t codes = p->header + (size_t)t->begin, scales = p->header + (size_t)piece->scales->begin;
+    const float *w = p->master + t->param->offset;
+    int64_t end, block = first;
+    for (int64_t i = piece->begin; i < piece->end; i = end, block++) {
+        end = piece->end - i < FP8_BLOCK ? piece->end : i + FP8_BLOCK;
+        before(p, d, t->param, i * t->cols, end * t->cols);
+        d->k->fp8_quantize(d, end - i, t->cols, w + i * t->cols,
+                           (uint8_t *)p->data + codes + (size_t)(i * t->cols),
+                           (float *)(void *)(p->data + scales) + block * across);
+    }
+    produced(p, codes + (size_t)(piece->begin * t->cols), (size_t)((piece->end - piece->begin) * t->cols));
+    produced(p, scales + (size_t)(first * across) * sizeof(float),
+             (size_t)((block - first) * across) * sizeof(float));
+}
+
+static void piece_round(struct product *p, struct device *d, const struct piece *piece)
+{
+    const struct plan_tensor *t = piece->t;
+    size_t size = dtype_bytes(t->dtype);
+    char *to = p->data + p->header + t->begin;
+    const float *w = p->master + t->param->offset;
+    int64_t end;
+    for (int64_t i = piece->begin; i < piece->end; i = end) {
+        end = piece->end - i < CACHE_FLOATS ? piece->end : i + CACHE_FLOATS;
+        before(p, d, t->param, i, end);
+        if (t->dtype == DT_BF16)
+            d->k->to_bf16(d, end - i, w + i, (uint16_t *)(void *)to + i);
+        else
+            memcpy(to + (size_t)i * size, w + i, (size_t)(end - i) * size);
+    }
+    produced(p, p->header + (size_t)t->begin + (size_t)piece->begin * size,
+             (size_t)(piece->end - piece->begin) * size);
 }
 
 static void piece_do(void *ctx, int task, int thread)
@@ -121,19 +156,10 @@ static void piece_do(void *ctx, int task, int thread)
     struct product *p = ctx;
     struct device *d = device_solo(p->d, thread);
     const struct piece *piece = &p->pieces[task];
-    const struct plan_tensor *t = piece->t;
-    if (t->dtype == DT_FP8) {
+    if (piece->t->dtype == DT_FP8)
         piece_quantize(p, d, piece);
-        return;
-    }
-    size_t size = dtype_bytes(t->dtype), at = p->header + (size_t)t->begin + (size_t)piece->begin * size;
-    int64_t n = piece->end - piece->begin;
-    const float *w = p->master + t->param->offset + piece->begin;
-    if (t->dtype == DT_BF16)
-        d->k->to_bf16(d, n, w, (uint16_t *)(void *)(p->data + at));
     else
-        memcpy(p->data + at, w, (size_t)n * size);
-    produced(p, at, (size_t)n * size);
+        piece_round(p, d, piece);
 }
 
 // Fills p->data and takes the hash.
@@ -151,122 +177,60 @@ static void produce(struct product *p, const struct plan *plan, const struct buf
     memcpy(p->data, header->data, header->len);
     produced(p, 0, header->len);
     pool_run(p->d->pool, p->n, piece_do, p);
+    p->before->done = true;
     weights_hash_digests((const uint8_t(*)[HASH_DIGEST])p->digests, p->n_chunks, ret_hash);
     free(p->digests);
     free((void *)p->missing);
     free(p->pieces);
 }
 
-// ---- the room ---------------------------------------------------------------------------------------------------------------
+// ---- where the bytes go -----------------------------------------------------------------------------------------------------
 
-struct reserve {
-    char *data;
-    size_t bytes;
-    _Atomic int failed; // errno
-};
-
-static void reserve_piece(void *ctx, int task, int thread)
+// A file for good: it waits until the disk has the bytes.
+static enum status emit_durable(const char *path, unsigned mode, const struct plan *plan,
+                                const struct buf *header, struct product *p, char ret_hash[HASH_HEX],
+                                struct error *err)
 {
-    struct reserve *r = ctx;
-    size_t at = (size_t)task * HUGE_PAGE, left = r->bytes - at;
-    (void)thread;
-#ifdef MADV_POPULATE_WRITE
-    if (madvise(r->data + at, left < HUGE_PAGE ? left : HUGE_PAGE, MADV_POPULATE_WRITE) != 0)
-        atomic_store(&r->failed, errno);
-#else
-    (void)at;
-    (void)left;
-    atomic_store(&r->failed, EINVAL);
-#endif
-}
-
-// Pages of shared memory: huge ones where the system lends them, and all of them there before the first byte is written. false: this
-// kernel cannot.
-static bool populate(struct product *p)
-{
-    struct reserve r = {.data = p->data, .bytes = p->bytes};
-    (void)madvise(p->data, p->bytes, MADV_HUGEPAGE);
-    pool_run(p->d->pool, (int)((p->bytes + HUGE_PAGE - 1) / HUGE_PAGE), reserve_piece, &r);
-    return atomic_load(&r.failed) == 0;
-}
-
-// Takes over the file `old` as f's temporary. A write lease is given only to the one who alone has a file open or mapped; under its
-// new name nobody will open it any more.
-static bool file_take(struct file_atomic *f, const char *old)
-{
-    struct file_atomic t = *f;
-    if (rename(old, t.tmp) != 0)
-        return false;
-    t.fd = open(t.tmp, O_RDWR | O_NOFOLLOW | O_CLOEXEC);
-    if (t.fd >= 0 && fcntl(t.fd, F_SETLEASE, F_WRLCK) == 0 && fcntl(t.fd, F_SETLEASE, F_UNLCK) == 0) {
-        f->fd = t.fd;
-        return true;
-    }
-    if (t.fd >= 0)
-        close(t.fd);
-    unlink(t.tmp);
-    return false;
-}
-
-static enum status file_begin(struct file_atomic *f, const char *path, const char *old, unsigned mode,
-                              bool durable, struct product *p, struct error *err)
-{
-    enum status rc = file_atomic_open(f, path, mode, err);
+    struct file_atomic f = {.fd = -1};
+    enum status rc = file_atomic_open(&f, path, mode, err);
     if (rc)
         return rc;
-    int fresh = f->fd;
-    if (old && file_take(f, old))
-        close(fresh);
-    else if (old && !file_exists(f->tmp)) { // the taking failed half-way
-        close(fresh);
-        rc = file_atomic_open(f, path, mode, err);
-        if (rc)
-            return rc;
-    }
-    if (ftruncate(f->fd, (off_t)p->bytes) != 0) {
-        rc = error_errno(err, errno, "sizing %s", f->tmp);
-        goto fail;
-    }
-    p->data = mmap(NULL, p->bytes, PROT_READ | PROT_WRITE, MAP_SHARED, f->fd, 0);
+    int e = posix_fallocate(f.fd, 0, (off_t)p->bytes);
+    p->data = e ? MAP_FAILED : mmap(NULL, p->bytes, PROT_READ | PROT_WRITE, MAP_SHARED, f.fd, 0);
     if (p->data == MAP_FAILED) {
-        rc = error_errno(err, errno, "mapping %s", f->tmp);
-        goto fail;
-    }
-    int e = !durable && populate(p) ? 0 : posix_fallocate(f->fd, 0, (off_t)p->bytes);
-    if (!e)
-        return STATUS_OK;
-    munmap(p->data, p->bytes);
-    rc = error_errno(err, e, "reserving %zu bytes for %s", p->bytes, f->tmp);
-fail:
-    file_atomic_abandon(f);
-    return rc;
-}
-
-static enum status file_end(struct file_atomic *f, bool durable, struct error *err)
-{
-    if (durable)
-        return file_atomic_commit(f, err);
-    if (rename(f->tmp, f->path) < 0) {
-        enum status rc = error_errno(err, errno, "renaming %s to %s", f->tmp, f->path);
-        file_atomic_abandon(f);
+        rc = error_errno(err, e ? e : errno, "reserving %zu bytes for %s", p->bytes, f.tmp);
+        file_atomic_abandon(&f);
         return rc;
     }
-    close(f->fd);
-    f->fd = -1;
-    return STATUS_OK;
-}
-
-static enum status emit_file(const char *path, const char *old, bool durable, unsigned mode,
-                             const struct plan *plan, const struct buf *header, struct product *p,
-                             char ret_hash[HASH_HEX], struct error *err)
-{
-    struct file_atomic file = {.fd = -1};
-    enum status rc = file_begin(&file, path, old, mode, durable, p, err);
-    if (rc)
-        return rc;
     produce(p, plan, header, ret_hash);
     munmap(p->data, p->bytes);
-    return file_end(&file, durable, err);
+    return file_atomic_commit(&f, err);
+}
+
+// A file for the engines.
+static enum status emit_shared(const struct weights_output *out, unsigned mode, const struct plan *plan,
+                               const struct buf *header, struct product *p, char ret_hash[HASH_HEX],
+                               struct error *err)
+{
+    struct kept own = {0};
+    struct kept_map *map;
+    char tmp[4096];
+    if (snprintf(tmp, sizeof tmp, "%s.tmp.%d", out->path, (int)getpid()) >= (int)sizeof tmp)
+        return error_set(err, STATUS_LIMIT, "path too long: %.200s…", out->path);
+    unlink(tmp); // left over by an earlier process with our pid
+    enum status rc =
+        kept_write(out->kept ? out->kept : &own, tmp, out->old, mode, p->bytes, p->d->pool, &map, err);
+    if (rc)
+        return rc;
+    p->data = map->data;
+    produce(p, plan, header, ret_hash);
+    kept_release(map); // before anybody can find it
+    if (rename(tmp, out->path) != 0) {
+        rc = error_errno(err, errno, "renaming %s to %s", tmp, out->path);
+        unlink(tmp);
+    }
+    kept_done(&own);
+    return rc;
 }
 
 static enum status emit_hash(const struct plan *plan, const struct buf *header, struct product *p,
@@ -280,14 +244,16 @@ static enum status emit_hash(const struct plan *plan, const struct buf *header, 
     return STATUS_OK;
 }
 
-enum status weights_file_emit(const char *path, const char *old, struct device *d, const struct layout *l,
-                              const float *master, enum dtype dtype, int64_t version, bool durable,
+enum status weights_file_emit(const struct weights_output *out, bool durable, struct device *d,
+                              const struct layout *l, const float *master, enum dtype dtype, int64_t version,
                               char ret_hash[HASH_HEX], int64_t *ret_bytes, struct error *err)
 {
     struct plan plan;
     struct buf header = {0};
     struct device *own = NULL;
+    struct weights_before none = {0};
     char hash[HASH_HEX];
+    unsigned mode = version < 0 ? 0644 : 0600;
     // The ops are elementwise within fixed blocks: every class and thread count gives the same bytes.
     enum status rc = d ? STATUS_OK : device_open("cpu", "auto", 1, &own, err);
     if (rc)
@@ -296,10 +262,15 @@ enum status weights_file_emit(const char *path, const char *old, struct device *
     plan_header(&plan, dtype, version, &header);
     struct product p = {.d = d ? d : own,
                         .master = master,
+                        .before = out->before ? out->before : &none,
                         .bytes = header.len + (size_t)plan.data_bytes,
                         .header = header.len};
-    rc = path ? emit_file(path, old, durable, version < 0 ? 0644 : 0600, &plan, &header, &p, hash, err)
-              : emit_hash(&plan, &header, &p, hash, err);
+    if (!out->path)
+        rc = emit_hash(&plan, &header, &p, hash, err);
+    else if (durable)
+        rc = emit_durable(out->path, mode, &plan, &header, &p, hash, err);
+    else
+        rc = emit_shared(out, mode, &plan, &header, &p, hash, err);
     if (!rc) {
         memcpy(ret_hash, hash, HASH_HEX);
         if (ret_bytes)
@@ -316,20 +287,23 @@ enum status weights_file_write(const char *path, struct device *d, const struct 
                                char ret_hash[HASH_HEX], int64_t *ret_bytes, struct error *err)
 {
     assert(version >= 0);
-    return weights_file_emit(path, NULL, d, l, master, dtype, version, durable, ret_hash, ret_bytes, err);
+    const struct weights_output out = {.path = path};
+    return weights_file_emit(&out, durable, d, l, master, dtype, version, ret_hash, ret_bytes, err);
 }
 
-enum status weights_file_rewrite(const char *path, const char *old, struct device *d, const struct layout *l,
-                                 const float *master, enum dtype dtype, int64_t version,
-                                 char ret_hash[HASH_HEX], int64_t *ret_bytes, struct error *err)
+enum status weights_file_rewrite(const struct weights_output *out, bool durable, struct device *d,
+                                 const struct layout *l, const float *master, enum dtype dtype,
+                                 int64_t version, char ret_hash[HASH_HEX], int64_t *ret_bytes,
+                                 struct error *err)
 {
     assert(version >= 0);
-    return weights_file_emit(path, old, d, l, master, dtype, version, false, ret_hash, ret_bytes, err);
+    return weights_file_emit(out, durable, d, l, master, dtype, version, ret_hash, ret_bytes, err);
 }
 
 enum status weights_file_hash(struct device *d, const struct layout *l, const float *master, enum dtype dtype,
                               int64_t version, char ret_hash[HASH_HEX], struct error *err)
 {
     assert(version >= 0);
-    return weights_file_emit(NULL, NULL, d, l, master, dtype, version, false, ret_hash, NULL, err);
+    const struct weights_output out = {0};
+    return weights_file_emit(&out, false, d, l, master, dtype, version, ret_hash, NULL, err);
 }

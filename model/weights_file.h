@@ -5,11 +5,10 @@
 
 #include "model/folder.h"
 
-// path NULL: only the hash. d NULL: one thread. version -1: a folder's file, without version in the
-// metadata and readable by all; else mode 0600. ret_bytes may be NULL.
-// old: weights_file_rewrite, NULL = none.
-enum status weights_file_emit(const char *path, const char *old, struct device *d, const struct layout *l,
-                              const float *master, enum dtype dtype, int64_t version, bool durable,
+// weights_file_rewrite, and: d NULL: one thread. version -1: a folder's file, without version in the metadata and readable by all;
+// else mode 0600. ret_bytes may be NULL.
+enum status weights_file_emit(const struct weights_output *out, bool durable, struct device *d,
+                              const struct layout *l, const float *master, enum dtype dtype, int64_t version,
                               char ret_hash[HASH_HEX], int64_t *ret_bytes, struct error *err) OOZE_MUST_USE;
 
 #endif

@@ -9,6 +9,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "base/file.h"
 #include "base/log.h"
 #include "base/mem.h"
 
@@ -38,6 +39,13 @@ void chunks_offer(struct chunks *c, int64_t version, const char *path, int64_t n
                   path, fd < 0 ? strerror(errno) : "no regular file");
         if (fd >= 0)
             close(fd);
+        return;
+    }
+    struct error err;
+    if (file_share(fd, path, &err)) { // until it is closed nobody writes into it
+        log_event(LOG_WARN, "weights_unreadable", "version=%lld path=%s cause=\"%s\"", (long long)version,
+                  path, err.text);
+        close(fd);
         return;
     }
     struct chunk_file *to = &c->files[0];

@@ -6,8 +6,8 @@
 //      an older one.
 //   2. `spare` is NULL or filled by nobody else (the compute thread helps through `loading` only). After worker_give_weights the loader waits until the compute thread has swapped:
 //      then that object is the engine's and `old` is the spare.
-//   3. `loading` lives while it is set here and as long as `helping`: it is taken away under the lock, then waited for. Its map goes
-//      (`filled`) when the new weights are in use.
+//   3. `loading` lives while it is set here and as long as `helping`: it is taken away under the lock, then waited for. Its file
+//      (`filled`) is let go when the new weights are in use; the map stays for the next version in these pages (model/kept.h).
 #include "rollout/loader.h"
 
 #include <pthread.h>
@@ -27,6 +27,7 @@ struct loader {
     struct worker_config config;
     struct device *device;
     struct layout layout;
+    struct kept kept; // loader thread
     pthread_t thread;
     bool started;
 
@@ -110,7 +111,8 @@ static enum status load_folder(struct loader *l, const struct worker_load *load,
 static enum status load_file(struct loader *l, const struct worker_load *load, struct error *err)
 {
     struct loading *loading;
-    enum status st = loading_open(l->spare, load->path, load->hash[0] ? load->hash : NULL, &loading, err);
+    enum status st =
+        loading_open(l->spare, load->path, load->hash[0] ? load->hash : NULL, &l->kept, &loading, err);
     if (st != STATUS_OK)
         return st;
     pthread_mutex_lock(&l->lock);
@@ -359,6 +361,7 @@ void loader_close(struct loader *l)
         pthread_mutex_unlock(&l->lock);
         pthread_join(l->thread, NULL);
     }
+    kept_done(&l->kept);
     weights_close(l->spare);
     weights_close(l->in_use);
     device_close(l->device);

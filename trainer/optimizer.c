@@ -51,18 +51,38 @@ static double power(double b, int64_t n)
     return r;
 }
 
+struct optimizer_pass optimizer_begin(struct optimizer *o, const struct run_optimizer *config, double lr,
+                                      double scale, const float *grads, float *master)
+{
+    o->updates++;
+    return (struct optimizer_pass){.m = o->m,
+                                   .v = o->v,
+                                   .master = master,
+                                   .grads = grads,
+                                   .scale = (float)scale,
+                                   .lr = (float)lr,
+                                   .beta1 = (float)config->beta1,
+                                   .beta2 = (float)config->beta2,
+                                   .eps = (float)config->eps,
+                                   .weight_decay = (float)config->weight_decay,
+                                   .bc1 = (float)(1 - power(config->beta1, o->updates)),
+                                   .bc2 = (float)(1 - power(config->beta2, o->updates))};
+}
+
+void optimizer_apply(const struct optimizer_pass *a, struct device *d, const struct param *p, int64_t begin,
+                     int64_t end)
+{
+    bool decays = p->kind != PARAM_NORM && p->kind != PARAM_BIAS;
+    int64_t at = p->offset + begin;
+    d->k->adamw(d, end - begin, a->master + at, a->m + at, a->v + at, a->grads + at, a->scale, a->lr,
+                a->beta1, a->beta2, a->eps, decays ? a->weight_decay : 0, a->bc1, a->bc2);
+}
+
 void optimizer_update(struct optimizer *o, struct device *d, const struct layout *l,
                       const struct run_optimizer *config, double lr, double scale, const float *grads,
                       float *master)
 {
-    o->updates++;
-    float bc1 = (float)(1 - power(config->beta1, o->updates));
-    float bc2 = (float)(1 - power(config->beta2, o->updates));
-    for (int32_t i = 0; i < l->n; i++) {
-        const struct param *p = &l->params[i];
-        bool decays = p->kind != PARAM_NORM && p->kind != PARAM_BIAS;
-        d->k->adamw(d, p->rows * p->cols, master + p->offset, o->m + p->offset, o->v + p->offset,
-                    grads + p->offset, (float)scale, (float)lr, (float)config->beta1, (float)config->beta2,
-                    (float)config->eps, decays ? (float)config->weight_decay : 0, bc1, bc2);
-    }
+    struct optimizer_pass pass = optimizer_begin(o, config, lr, scale, grads, master);
+    for (int32_t i = 0; i < l->n; i++)
+        optimizer_apply(&pass, d, &l->params[i], 0, l->params[i].rows * l->params[i].cols);
 }

@@ -31,4 +31,17 @@ void optimizer_update(struct optimizer *o, struct device *d, const struct layout
                       const struct run_optimizer *config, double lr, double scale, const float *grads,
                       float *master);
 
+// The same in ranges: optimizer_begin counts the update, then optimizer_apply once for every element of every parameter, on any
+// threads, each with a device of its own. The bits are those of optimizer_update.
+struct optimizer_pass {
+    float *m, *v, *master;
+    const float *grads;
+    float scale, lr, beta1, beta2, eps, weight_decay, bc1, bc2;
+};
+struct optimizer_pass optimizer_begin(struct optimizer *o, const struct run_optimizer *config, double lr,
+                                      double scale, const float *grads, float *master);
+// Elements [begin, end) of p.
+void optimizer_apply(const struct optimizer_pass *pass, struct device *d, const struct param *p,
+                     int64_t begin, int64_t end);
+
 #endif

@@ -12,7 +12,6 @@
 #include <unistd.h>
 
 #include "base/file.h"
-#include "model/folder.h"
 
 #define SHM_SPARE ((int64_t)16 << 20) // left free for others
 
@@ -136,14 +135,16 @@ static bool shm_has_room(const struct publish *p, int64_t bytes)
     return (int64_t)(s.f_bavail * s.f_frsize) >= bytes + SHM_SPARE;
 }
 
-enum status publish_weights(const struct publish *p, const struct trainer *t, bool write,
-                            char ret_path[RUNCONFIG_PATH], char ret_hash[HASH_HEX], int64_t *ret_bytes,
-                            struct error *err)
+enum status publish_update(struct publish *p, const struct trainer *t, int64_t version,
+                           struct weights_before *before, bool write, char ret_path[RUNCONFIG_PATH],
+                           char ret_hash[HASH_HEX], int64_t *ret_bytes, struct error *err)
 {
     char prefix[RUNCONFIG_NAME + 16], path[2 * RUNCONFIG_PATH];
     enum dtype dtype = rollout_dtype(t->config);
+    struct weights_output out = {.kept = &p->kept, .before = before};
     if (!write) {
-        enum status rc = weights_file_hash(t->device, &t->layout, t->master, dtype, t->step, ret_hash, err);
+        enum status rc = weights_file_rewrite(&out, false, t->device, &t->layout, t->master, dtype, version,
+                                              ret_hash, ret_bytes, err);
         if (!rc) {
             *ret_path = 0;
             *ret_bytes = 0;
@@ -151,25 +152,36 @@ enum status publish_weights(const struct publish *p, const struct trainer *t, bo
         return rc;
     }
     enum status rc = STATUS_IO;
+    out.path = path;
     shm_prefix(p, prefix, sizeof prefix);
     if (shm_has_room(p, file_bytes(t))) {
         struct error full; // someone else may take the room in between: then the run directory it is
         char spare[RUNCONFIG_PATH + RUNCONFIG_NAME + 16];
         spare_path(p, spare, sizeof spare);
-        snprintf(path, sizeof path, "%s/%s%lld", p->shm, prefix, (long long)t->step);
-        rc = weights_file_rewrite(path, spare, t->device, &t->layout, t->master, dtype, t->step, ret_hash,
+        out.old = spare;
+        snprintf(path, sizeof path, "%s/%s%lld", p->shm, prefix, (long long)version);
+        rc = weights_file_rewrite(&out, false, t->device, &t->layout, t->master, dtype, version, ret_hash,
                                   ret_bytes, &full);
+        if (rc && before && before->done)
+            out.before = NULL; // once is enough
     }
     if (rc) {
-        snprintf(path, sizeof path, "%s/weights/%lld.safetensors", p->run_dir, (long long)t->step);
-        rc = weights_file_write(path, t->device, &t->layout, t->master, dtype, t->step, true, ret_hash,
-                                ret_bytes, err);
+        snprintf(path, sizeof path, "%s/weights/%lld.safetensors", p->run_dir, (long long)version);
+        rc = weights_file_rewrite(&out, true, t->device, &t->layout, t->master, dtype, version, ret_hash,
+                                  ret_bytes, err);
     }
     if (!rc && strlen(path) >= RUNCONFIG_PATH)
         rc = error_set(err, STATUS_LIMIT, "path too long: %.200s…", path);
     if (!rc)
         memcpy(ret_path, path, strlen(path) + 1);
     return rc;
+}
+
+enum status publish_weights(struct publish *p, const struct trainer *t, bool write,
+                            char ret_path[RUNCONFIG_PATH], char ret_hash[HASH_HEX], int64_t *ret_bytes,
+                            struct error *err)
+{
+    return publish_update(p, t, t->step, NULL, write, ret_path, ret_hash, ret_bytes, err);
 }
 
 static bool spare_make(const struct publish *p, const char *path)
@@ -202,7 +214,7 @@ void publish_prune(const struct publish *p, int64_t keep)
     free(l.files);
 }
 
-void publish_leave(const struct publish *p)
+void publish_leave(struct publish *p)
 {
     struct listing l = {0};
     char prefix[RUNCONFIG_NAME + 16];
@@ -212,4 +224,10 @@ void publish_leave(const struct publish *p)
         unlink(l.files[i].path);
     free(l.files);
     spare_remove(p);
+    publish_done(p);
+}
+
+void publish_done(struct publish *p)
+{
+    kept_done(&p->kept);
 }

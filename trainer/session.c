@@ -33,6 +33,7 @@ void session_close(struct session *s)
         return;
     rescore_done(&s->rescore); // before its device
     trainer_close(s->trainer);
+    publish_done(&s->publish);
     free(s);
 }
 
@@ -159,6 +160,24 @@ enum status session_welcome(struct session *s, const struct msg_welcome *w, stru
     return rc;
 }
 
+// The weights of the step being computed.
+struct taking {
+    struct session *s;
+    bool write, published;
+};
+
+// The step's last update and its publication in one pass over the weights (trainer.h). What goes wrong is found again, and said,
+// when the step is done and publishes what nobody took.
+static void take(void *ctx, struct trainer *t, int64_t version, struct weights_before *before)
+{
+    struct taking *a = ctx;
+    struct session_done *d = &a->s->done;
+    struct error err;
+    d->version = version;
+    a->published = publish_update(&a->s->publish, t, version, before, a->write, d->path, d->hash, &d->bytes,
+                                  &err) == STATUS_OK;
+}
+
 static enum status compute(struct session *s, const struct msg_prepare *p, uint64_t d, struct error *err)
 {
     struct trainer *t = s->trainer;
@@ -166,7 +185,10 @@ static enum status compute(struct session *s, const struct msg_prepare *p, uint6
     int64_t start = clock_mono_ns(s->clock);
     int64_t tokens = atomic_load(&t->done_tokens);
     done->valid = false;
+    struct taking taking = {.s = s, .write = p->publish};
+    t->taker = (struct trainer_taker){take, &taking};
     enum status rc = trainer_step(t, p, &done->result, err);
+    t->taker = (struct trainer_taker){0};
     if (rc)
         return rc;
     double seconds = (double)(clock_mono_ns(s->clock) - start) / 1e9;
@@ -177,8 +199,9 @@ static enum status compute(struct session *s, const struct msg_prepare *p, uint6
         metrics_put(&done->result.metrics, "perf/train_gflops", done->result.flops / seconds / 1e9);
         metrics_put(&done->result.metrics, "perf/mfu", done->result.flops / seconds / t->peak_flops);
     }
-    start = clock_mono_ns(s->clock);
-    rc = publish_now(s, p->publish, err);
+    start =
+        clock_mono_ns(s->clock); // from here on is time/publish: all of it only when the step was rejected
+    rc = taking.published ? STATUS_OK : publish_now(s, p->publish, err);
     if (rc)
         return error_prefix(err, "publishing weights %lld", (long long)t->step);
     metrics_put(&done->result.metrics, "time/publish", (double)(clock_mono_ns(s->clock) - start) / 1e9);

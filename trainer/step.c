@@ -338,6 +338,30 @@ static enum status update_gradient(struct work *w, int32_t u, double *ret_loss, 
     return rc;
 }
 
+static void apply_range(void *ctx, struct device *solo, const struct param *p, int64_t begin, int64_t end)
+{
+    optimizer_apply(ctx, solo, p, begin, end);
+}
+
+// The update itself. The last one of a step makes the weights that are published: whoever wants them takes them out of the caches.
+static void apply(struct work *w, double scale, bool last)
+{
+    struct trainer *t = w->t;
+    const struct run_optimizer *config = &w->stage->optimizer;
+    if (!last || !t->taker.take) {
+        optimizer_update(&t->optimizer, t->device, &t->layout, config, w->msg->lr, scale, t->grads,
+                         t->master);
+        return;
+    }
+    struct optimizer_pass pass =
+        optimizer_begin(&t->optimizer, config, w->msg->lr, scale, t->grads, t->master);
+    struct weights_before before = {.fn = apply_range, .ctx = &pass};
+    t->taker.take(t->taker.ctx, t, t->step + 1, &before);
+    for (int32_t i = 0; i < t->layout.n && !before.done; i++)
+        optimizer_apply(&pass, t->device, &t->layout.params[i], 0,
+                        t->layout.params[i].rows * t->layout.params[i].cols);
+}
+
 static enum status run_update(struct work *w, int32_t u, bool reset, struct error *err)
 {
     struct trainer *t = w->t;
@@ -358,8 +382,7 @@ static enum status run_update(struct work *w, int32_t u, bool reset, struct erro
     w->metrics.updates++;
     if (reset)
         optimizer_reset(&t->optimizer, &t->layout);
-    optimizer_update(&t->optimizer, t->device, &t->layout, &w->stage->optimizer, w->msg->lr, scale, t->grads,
-                     t->master);
+    apply(w, scale, u + 1 == w->prepared.n_updates);
     trainer_sync_weights(t);
     return STATUS_OK;
 }

@@ -13,8 +13,18 @@
 
 #include "base/mem.h"
 #include "base/runconfig.h"
+#include "model/folder.h"
 #include "model/model.h"
 #include "trainer/optimizer.h"
+
+struct trainer;
+
+// Who takes a step's weights while they are made: `before` is the step's last update, still to be done, after which the weights are
+// `version`. If it has not happened when this returns (before->done), the step does it.
+struct trainer_taker {
+    void (*take)(void *ctx, struct trainer *t, int64_t version, struct weights_before *before);
+    void *ctx;
+};
 
 struct trainer {
     const struct run_config *config; // borrowed
@@ -37,6 +47,7 @@ struct trainer {
     struct arena arena;
     _Atomic bool cancel; // set from any thread: the step under way is abandoned between two micro-batches
     _Atomic int64_t done_tokens; // rows computed so far, for PONG
+    struct trainer_taker taker;  // take NULL = nobody
     double matrix_parameters;    // in the layers' products
     double peak_flops;           // of the device in f32, as measured when the trainer opened (kernels/peak.h)
 };

@@ -11,8 +11,10 @@
 
 #include <fcntl.h>
 #include <pthread.h>
+#include <signal.h>
 #include <stdio.h>
 #include <sys/stat.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include "base/file.h"
@@ -110,7 +112,7 @@ static void check_fill(const struct fixture *f, const char *isa, enum dtype dtyp
         struct loading *l;
         pthread_t t;
         assert_int_equal(weights_open(d, &f->c, &f->l, dtype, false, &b, &err), STATUS_OK);
-        assert_int_equal(loading_open(b, path, hash, &l, &err), STATUS_OK);
+        assert_int_equal(loading_open(b, path, hash, NULL, &l, &err), STATUS_OK);
         assert_int_equal(loading_left_ns(l), -1);
         void *arg[] = {l, other};
         assert_int_equal(pthread_create(&t, NULL, helper, arg), 0);
@@ -181,7 +183,7 @@ static void test_every_byte_counts(void **state)
         assert_int_equal(pread(fd, &byte, 1, places[i]), 1);
         byte ^= 4;
         assert_int_equal(pwrite(fd, &byte, 1, places[i]), 1);
-        assert_int_equal(loading_open(w, path, hash, &l, &err), STATUS_OK);
+        assert_int_equal(loading_open(w, path, hash, NULL, &l, &err), STATUS_OK);
         loading_work(l, d, clock_system(), INT64_MAX);
         assert_int_equal(loading_close(l, &err), STATUS_CORRUPT);
         byte ^= 4;
@@ -189,7 +191,7 @@ static void test_every_byte_counts(void **state)
         close(fd);
     }
     // given up before the end
-    assert_int_equal(loading_open(w, path, hash, &l, &err), STATUS_OK);
+    assert_int_equal(loading_open(w, path, hash, NULL, &l, &err), STATUS_OK);
     loading_work(l, d, clock_system(), 0);
     assert_int_equal(loading_close(l, &err), STATUS_CANCELED);
     assert_int_equal(loading_close(NULL, &err), STATUS_INVALID);
@@ -198,59 +200,274 @@ static void test_every_byte_counts(void **state)
     device_close(d);
 }
 
-// The pages of an old file serve again, but not while anybody can see them.
+// ---- pages that go round ----------------------------------------------------------------------------------------------------
+
+enum holder { NOBODY, OPEN, MAPPED, KEPT, READING, OTHER_PROCESS, KILLED, HOLDERS };
+
+static enum status rewrite(const struct fixture *f, struct device *d, const char *next, const char *old,
+                           struct kept *kept, int64_t version, char hash[HASH_HEX])
+{
+    const struct weights_output out = {.path = next, .old = old, .kept = kept};
+    return weights_file_rewrite(&out, false, d, &f->l, f->master, DT_BF16, version, hash, NULL, &err);
+}
+
+// Reads the file in a process of its own, which says so and then reads on until it is killed.
+static pid_t reader_start(const char *file)
+{
+    int pipes[2];
+    char byte;
+    assert_int_equal(pipe(pipes), 0);
+    pid_t pid = fork();
+    if (pid == 0) {
+        struct kept kept = {0};
+        struct kept_map *m;
+        size_t n;
+        if (kept_read(&kept, file, &m, &n, &err) || write(pipes[1], "r", 1) != 1)
+            _exit(1);
+        for (;;)
+            pause();
+    }
+    close(pipes[1]);
+    assert_int_equal(read(pipes[0], &byte, 1), 1);
+    close(pipes[0]);
+    return pid;
+}
+
+static void reader_kill(pid_t pid)
+{
+    int status;
+    assert_int_equal(kill(pid, SIGKILL), 0);
+    assert_int_equal(waitpid(pid, &status, 0), pid);
+    assert_true(WIFSIGNALED(status));
+}
+
+// The pages of an old file serve again, but not while anybody reads them: what a reader sees stays what it was.
 static void test_rewrite(void **state)
 {
     (void)state;
     struct fixture f;
     struct stat before, after;
-    struct file_map map;
-    char hash[HASH_HEX], want[HASH_HEX], old[160], next[160];
-    uint8_t *copy;
     struct device *d = device("auto", 2);
+    char hash[HASH_HEX], want[HASH_HEX], old[160], next[160];
     fixture_open(&f, true);
     snprintf(old, sizeof old, "%s/spare", dir);
     snprintf(next, sizeof next, "%s/next", dir);
-    for (int held = 0; held < 3; held++) { // by nobody, open, mapped
-        assert_int_equal(weights_file_write(old, d, &f.l, f.master, DT_BF16, 1, false, hash, NULL, &err),
-                         STATUS_OK);
+    for (int held = 0; held < HOLDERS; held++) {
+        struct kept reader = {0}, writer = {0};
+        struct file_map map = {0};
+        struct kept_map *m = NULL;
+        size_t n = 0;
+        pid_t pid = 0;
+        assert_int_equal(rewrite(&f, d, old, NULL, &writer, 1, hash), STATUS_OK);
         assert_int_equal(stat(old, &before), 0);
+        uint8_t *copy = mem_alloc((size_t)before.st_size), *now = mem_alloc((size_t)before.st_size);
         int fd = open(old, O_RDONLY);
-        assert_int_equal(file_map_open(old, true, &map, &err), STATUS_OK);
-        copy = mem_alloc(map.len);
-        memcpy(copy, map.data, map.len);
-        if (held != 1)
-            close(fd);
-        if (held != 2)
-            file_map_close(&map);
+        assert_int_equal(pread(fd, copy, (size_t)before.st_size, 0), before.st_size);
+        if (held == OPEN)
+            assert_int_equal(file_share(fd, old, &err), STATUS_OK);
+        if (held == MAPPED)
+            assert_int_equal(file_map_open(old, true, &map, &err), STATUS_OK);
+        if (held == KEPT || held == READING)
+            assert_int_equal(kept_read(&reader, old, &m, &n, &err), STATUS_OK);
+        if (held == KEPT)
+            kept_release(m);
+        if (held == OTHER_PROCESS || held == KILLED)
+            pid = reader_start(old);
+        if (held == KILLED)
+            reader_kill(pid);
         f.master[0] += 1;
         assert_int_equal(weights_file_hash(d, &f.l, f.master, DT_BF16, 2, want, &err), STATUS_OK);
-        assert_int_equal(weights_file_rewrite(next, old, d, &f.l, f.master, DT_BF16, 2, hash, NULL, &err),
-                         STATUS_OK);
+        assert_int_equal(rewrite(&f, d, next, old, &writer, 2, hash), STATUS_OK);
         assert_string_equal(hash, want);
         assert_int_equal(stat(next, &after), 0);
-        assert_int_equal(after.st_ino == before.st_ino, held == 0);
-        assert_true((after.st_mode & 0777) == 0600);
+        assert_int_equal(after.st_ino == before.st_ino, held == NOBODY || held == KEPT || held == KILLED);
+        assert_int_equal(after.st_mode & 0777, 0600);
         assert_false(file_exists(old));
-        if (held == 2)
+        if (held == MAPPED)
             assert_memory_equal(copy, map.data, map.len);
-        if (held == 1) {
-            uint8_t *now = mem_alloc((size_t)before.st_size);
+        if (held == READING) {
+            assert_memory_equal(copy, m->data, n);
+            kept_release(m);
+        }
+        if (held == OPEN || held == OTHER_PROCESS) {
             assert_int_equal(pread(fd, now, (size_t)before.st_size, 0), before.st_size);
             assert_memory_equal(copy, now, (size_t)before.st_size);
-            mem_free(now);
-            close(fd);
         }
+        if (held == OTHER_PROCESS)
+            reader_kill(pid);
+        close(fd);
         file_map_close(&map);
+        kept_done(&reader);
+        kept_done(&writer);
         mem_free(copy);
+        mem_free(now);
         assert_int_equal(unlink(next), 0);
     }
-    // none there: as weights_file_write
-    assert_int_equal(weights_file_rewrite(next, old, d, &f.l, f.master, DT_BF16, 2, hash, NULL, &err),
-                     STATUS_OK);
+    // none there: a fresh one
+    assert_int_equal(rewrite(&f, d, next, old, NULL, 2, hash), STATUS_OK);
     assert_string_equal(hash, want);
     fixture_close(&f);
     device_close(d);
+}
+
+// Versions of other lengths (a header that gets longer and shorter) go round through two files; a reader that keeps its maps loads each of
+// them, finds pages that a restarted trainer left, and holds on to none that have lost their name.
+static void test_pages_go_round(void **state)
+{
+    (void)state;
+    static const int64_t versions[] = {8, 9, 10, 11, 99, 100, 1, 2, 1000000, 3, 4, 5};
+    struct fixture f;
+    struct device *d = device("auto", 2);
+    struct kept reader = {0}, writer = {0};
+    struct weights *w, *expect;
+    char hash[HASH_HEX], spare[160], file[2][160];
+    size_t n;
+    fixture_open(&f, true);
+    n = 3 * (size_t)f.c.vocab * sizeof(float);
+    float *want = mem_alloc(n), *got = mem_alloc(n);
+    snprintf(spare, sizeof spare, "%s/spare", dir);
+    assert_int_equal(weights_open(d, &f.c, &f.l, DT_BF16, false, &w, &err), STATUS_OK);
+    assert_int_equal(weights_open(d, &f.c, &f.l, DT_BF16, false, &expect, &err), STATUS_OK);
+    for (int i = 0; i < 12; i++) {
+        struct loading *l;
+        struct stat st;
+        snprintf(file[i % 2], sizeof file[0], "%s/%d", dir, i);
+        layout_init_random(&f.l, &f.c, (uint64_t)i, f.master);
+        if (i == 6)
+            kept_done(&writer); // as if it had been started again
+        assert_int_equal(rewrite(&f, d, file[i % 2], spare, &writer, versions[i], hash), STATUS_OK);
+        assert_int_equal(stat(file[i % 2], &st), 0);
+        assert_int_equal(loading_open(w, file[i % 2], hash, &reader, &l, &err), STATUS_OK);
+        loading_work(l, d, clock_system(), INT64_MAX);
+        if (loading_close(l, &err))
+            fail_msg("version %d: %s", i, err.text);
+        weights_set(expect, f.master);
+        logits_of(&f, d, expect, want);
+        logits_of(&f, d, w, got);
+        assert_memory_equal(got, want, n);
+        int kept = 0;
+        for (int k = 0; k < KEPT_MAPS; k++)
+            kept += reader.maps[k].data != NULL;
+        assert_true(kept <= 2);
+        if (i > 0)
+            assert_int_equal(rename(file[1 - i % 2], spare), 0);
+    }
+    unlink(spare);
+    unlink(file[1]);
+    struct kept_map *m; // of a name that is gone there is no map, even if it is kept
+    assert_int_equal(kept_read(&reader, file[1], &m, &n, &err), STATUS_NOTFOUND);
+    for (int k = 0; k < KEPT_MAPS; k++)
+        assert_null(reader.maps[k].data);
+    kept_done(&writer);
+    weights_close(w);
+    weights_close(expect);
+    mem_free(want);
+    mem_free(got);
+    fixture_close(&f);
+    device_close(d);
+}
+
+// Who comes while a file is being written again, or after its name went to another, is told so.
+static void test_reader_comes_late(void **state)
+{
+    (void)state;
+    struct kept reader = {0}, writer = {0};
+    struct kept_map *w, *r;
+    struct file_map map;
+    char old[160], next[160], tmp[160];
+    size_t n;
+    snprintf(old, sizeof old, "%s/late-1", dir);
+    snprintf(next, sizeof next, "%s/late-2", dir);
+    snprintf(tmp, sizeof tmp, "%s/late-tmp", dir);
+    assert_int_equal(kept_write(&writer, old, NULL, 0600, 10000, NULL, &w, &err), STATUS_OK);
+    kept_release(w);
+    int fd = open(old, O_RDONLY); // has it open, has not locked it yet
+    assert_int_equal(kept_write(&writer, tmp, old, 0600, 10000, NULL, &w, &err), STATUS_OK);
+    assert_int_equal(file_share(fd, old, &err), STATUS_AGAIN);
+    assert_int_equal(kept_read(&reader, tmp, &r, &n, &err), STATUS_AGAIN);
+    assert_int_equal(file_map_open(tmp, true, &map, &err), STATUS_AGAIN);
+    kept_release(w);
+    assert_int_equal(rename(tmp, next), 0);
+    assert_int_equal(file_share(fd, old, &err), STATUS_NOTFOUND);
+    assert_int_equal(kept_write(&writer, old, NULL, 0600, 10000, NULL, &w, &err), STATUS_OK);
+    kept_release(w);
+    assert_int_equal(file_share(fd, old, &err), STATUS_AGAIN); // the name is another file's
+    close(fd);
+    assert_int_equal(kept_read(&reader, next, &r, &n, &err), STATUS_OK);
+    assert_int_equal(n, 10000);
+    kept_release(r);
+    kept_done(&reader);
+    kept_done(&writer);
+    unlink(old);
+    unlink(next);
+}
+
+// ---- an update on the way ---------------------------------------------------------------------------------------------------
+
+struct visits {
+    const struct fixture *f;
+    uint8_t *seen; // [layout.total]
+};
+
+static void visit(void *ctx, struct device *solo, const struct param *p, int64_t begin, int64_t end)
+{
+    const struct visits *v = ctx;
+    assert_non_null(solo);
+    assert_true(begin % 16 == 0 && (end % 16 == 0 || end == p->rows * p->cols));
+    for (int64_t i = p->offset + begin; i < p->offset + end; i++) {
+        v->seen[i]++;
+        v->f->master[i] = v->f->master[i] * 0.5f + 1;
+    }
+}
+
+// Every element is handed over once, before its bytes are made; nothing is when there is no room.
+static void test_before(void **state)
+{
+    (void)state;
+    static const enum dtype dtypes[] = {DT_F32, DT_BF16, DT_FP8};
+    for (int k = 0; k < 3; k++)
+        for (int threads = 1; threads <= 3; threads++) {
+            struct fixture f;
+            struct device *d = device("auto", threads);
+            char hash[HASH_HEX], want[HASH_HEX], alone[HASH_HEX];
+            fixture_open(&f, threads % 2);
+            size_t n = (size_t)f.l.total * sizeof(float);
+            float *first = mem_alloc(n);
+            memcpy(first, f.master, n);
+            struct visits v = {&f, mem_alloc((size_t)f.l.total)};
+            struct weights_before before = {.fn = visit, .ctx = &v};
+            struct weights_output out = {.path = "/nowhere/at/all", .before = &before};
+            assert_int_not_equal(
+                weights_file_rewrite(&out, false, d, &f.l, f.master, dtypes[k], 7, hash, NULL, &err),
+                STATUS_OK);
+            assert_false(before.done);
+            assert_memory_equal(first, f.master, n);
+            out.path = path;
+            assert_int_equal(
+                weights_file_rewrite(&out, false, d, &f.l, f.master, dtypes[k], 7, hash, NULL, &err),
+                STATUS_OK);
+            assert_true(before.done);
+            int64_t visited = 0;
+            for (int64_t i = 0; i < f.l.total; i++) {
+                assert_true(v.seen[i] <= 1);
+                visited += v.seen[i];
+                assert_true(f.master[i] == (v.seen[i] ? first[i] * 0.5f + 1 : first[i]));
+            }
+            assert_int_equal(visited, f.l.n_parameters);
+            assert_int_equal(weights_file_hash(d, &f.l, f.master, dtypes[k], 7, want, &err), STATUS_OK);
+            assert_string_equal(hash, want);
+            memcpy(f.master, first, n);
+            memset(v.seen, 0, (size_t)f.l.total);
+            out.path = NULL; // the hash alone
+            assert_int_equal(
+                weights_file_rewrite(&out, false, d, &f.l, f.master, dtypes[k], 7, alone, NULL, &err),
+                STATUS_OK);
+            assert_string_equal(alone, want);
+            mem_free(first);
+            mem_free(v.seen);
+            fixture_close(&f);
+            device_close(d);
+        }
 }
 
 static int setup(void **state)
@@ -272,8 +489,9 @@ static int teardown(void **state)
 
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_threads),
-                                       cmocka_unit_test(test_every_byte_counts),
-                                       cmocka_unit_test(test_rewrite)};
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_threads),           cmocka_unit_test(test_every_byte_counts),
+        cmocka_unit_test(test_rewrite),           cmocka_unit_test(test_pages_go_round),
+        cmocka_unit_test(test_reader_comes_late), cmocka_unit_test(test_before)};
     return cmocka_run_group_tests(tests, setup, teardown);
 }

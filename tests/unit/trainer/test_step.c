@@ -5,6 +5,7 @@
 #include <stddef.h>
 #include <stdio.h>
 #include <string.h>
+#include <unistd.h>
 // cmocka wants the four above first
 #include <cmocka.h>
 
@@ -569,6 +570,87 @@ static void test_cancel_keeps_state(void **state)
     free(c);
 }
 
+// What takes the last update of a step: refuses (0), takes the hash (1), writes a file (2).
+struct taker {
+    int way, calls;
+    int64_t version;
+    char hash[HASH_HEX], path[64];
+};
+
+static void take(void *ctx, struct trainer *t, int64_t version, struct weights_before *before)
+{
+    struct taker *a = ctx;
+    struct error err = {0};
+    a->calls++;
+    a->version = version;
+    if (a->way == 0)
+        return;
+    const struct weights_output out = {.path = a->way == 2 ? a->path : NULL, .before = before};
+    if (weights_file_rewrite(&out, false, t->device, &t->layout, t->master, rollout_dtype(t->config), version,
+                             a->hash, NULL, &err))
+        fail_msg("%s", err.text);
+    assert_true(before->done);
+}
+
+// AdamW on its way into the published file leaves the bits of the update and the publication one after the other: weights, moments
+// and hash, for every kind of file, on any number of threads, with one update and with several.
+static void test_update_is_taken(void **state)
+{
+    (void)state;
+    static const int64_t dtypes[] = {RUN_F32, RUN_BF16, RUN_FP8};
+    struct run_config *c = tiny_config();
+    c->model.hidden = 160; // blocks of 128 with odd ends
+    c->model.head_dim = 40;
+    c->model.ffn = 200;
+    c->model.vocab = 1000;
+    struct taker a = {.path = "/tmp/ooze-step-XXXXXX"};
+    close(mkstemp(a.path));
+    for (int k = 0; k < 3; k++)
+        for (int way = 0; way < 3; way++) {
+            struct tiny_step steps[3];
+            char hash[HASH_HEX];
+            struct error err = {0};
+            c->rollout.dtype = dtypes[k];
+            c->trainer.threads = 1;
+            struct trainer *plain = open_trainer(c);
+            c->trainer.threads = 1 + way;
+            struct trainer *taken = open_trainer(c);
+            a.way = way;
+            taken->taker = (struct trainer_taker){take, &a};
+            for (int i = 0; i < 3; i++) {
+                tiny_step_init(&steps[i], 8, 0, 2, 300 + (uint64_t)i);
+                steps[i].msg.step = i;
+                steps[i].msg.updates = 1 + i;
+                steps[i].msg.optimizer_reset = i == 2;
+                a.calls = 0;
+                run_step(plain, &steps[i].msg);
+                assert_int_equal(run_step(taken, &steps[i].msg)->outcome, STEP_APPLIED);
+                assert_int_equal(a.calls, 1);
+                assert_int_equal(a.version, i + 1);
+                assert_true(same_floats(plain->master, taken->master, plain->layout.total));
+                assert_true(same_floats(plain->optimizer.m, taken->optimizer.m, plain->layout.total));
+                assert_true(same_floats(plain->optimizer.v, taken->optimizer.v, plain->layout.total));
+                assert_int_equal(plain->optimizer.updates, taken->optimizer.updates);
+                assert_int_equal(weights_file_hash(plain->device, &plain->layout, plain->master,
+                                                   rollout_dtype(c), i + 1, hash, &err),
+                                 STATUS_OK);
+                if (way > 0)
+                    assert_string_equal(hash, a.hash);
+            }
+            steps[0].ids[1] = -1; // a step that is rejected makes no weights
+            steps[0].msg.step = 3;
+            a.calls = 0;
+            assert_int_equal(run_step(taken, &steps[0].msg)->outcome, STEP_REJECTED);
+            assert_int_equal(a.calls, 0);
+            for (int i = 0; i < 3; i++)
+                tiny_step_done(&steps[i]);
+            trainer_close(plain);
+            trainer_close(taken);
+        }
+    unlink(a.path);
+    free(c);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -582,6 +664,7 @@ int main(void)
         cmocka_unit_test(test_ratio_is_one_on_policy),
         cmocka_unit_test(test_multiplicity_is_repetition),
         cmocka_unit_test(test_cancel_keeps_state),
+        cmocka_unit_test(test_update_is_taken),
         cmocka_unit_test(test_shared_prefixes),
         cmocka_unit_test(test_shared_prefixes_in_updates),
     };
