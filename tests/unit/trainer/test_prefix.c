@@ -221,6 +221,19 @@ static void test_budget(void **state)
     steps_free(s);
 }
 
+// Answers of one token to a long prompt: pages, not rows, are what a tree runs out of.
+static void test_short_answers(void **state)
+{
+    (void)state;
+    struct steps *s = steps_new();
+    for (int i = 0; i < MEMBERS; i++)
+        add(s, 1026, 1025, 1, 50 + i, 1025);
+    find(s, 1 << 20);
+    int32_t trees = MEMBERS - sum_of(s->x.shared, MEMBERS) / 1024;
+    assert_true(trees > 1 && trees < 6);
+    steps_free(s);
+}
+
 // Members of random kinship keep every promise.
 static void test_random(void **state)
 {
@@ -276,10 +289,10 @@ static void test_many(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_group),    cmocka_unit_test(test_nothing_in_common),
-        cmocka_unit_test(test_segments), cmocka_unit_test(test_two_levels),
-        cmocka_unit_test(test_budget),   cmocka_unit_test(test_random),
-        cmocka_unit_test(test_many),
+        cmocka_unit_test(test_group),         cmocka_unit_test(test_nothing_in_common),
+        cmocka_unit_test(test_segments),      cmocka_unit_test(test_two_levels),
+        cmocka_unit_test(test_budget),        cmocka_unit_test(test_random),
+        cmocka_unit_test(test_short_answers), cmocka_unit_test(test_many),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
