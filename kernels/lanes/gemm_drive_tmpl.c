@@ -160,10 +160,12 @@ ALWAYS void gemm_end(const int rows, const int cols, const struct gemm_pass *p, 
 }
 
 #ifdef GEMM_STREAM
-// The class has a loop of its own for columns [n0, n1) of a pass of few rows.
+// The class has a loop of its own for columns [n0, n1) of a pass of few rows whose weights come from memory.
 static void gemm_stream(const struct gemm_pass *p, int64_t n0, int64_t n1);
-#define gemm_few gemm_stream
 #else
+#define gemm_stream gemm_few
+#endif
+
 // Columns [n0, n1) of a pass of few rows: one pass over the weights in tiles of about equal width, several panels in flight.
 static void gemm_few(struct gemm_pass *p, int64_t n0, int64_t n1)
 {
@@ -178,7 +180,6 @@ static void gemm_few(struct gemm_pass *p, int64_t n0, int64_t n1)
         gemm_pick(g->w->dtype, p->m, (b - a) * VECTORS)(p, 0, n0 + a * PANEL);
     }
 }
-#endif
 
 // Columns [n0, n1) of a pass of more rows; n0 is a multiple of PANEL. While the first tile of a panel computes, the next panel comes in;
 // while the others do, a row of x each of the `x_rows` at x_ahead that this thread rounds next.
@@ -212,6 +213,13 @@ static int64_t gemm_inputs(int64_t k)
     return max_i64(ceil_div(ceil_div(k, least), FP8_BLOCK), 1) * FP8_BLOCK;
 }
 
+// Weights that may lie in a cache: then the latency of the products counts, not the way they come. FP8 is what engines serve, a model at
+// a time: never.
+static bool gemm_cached(const struct gemm_weight *w)
+{
+    return w->dtype != DT_FP8 && w->n * w->k * (int64_t)dtype_bytes(w->dtype) <= GEMM_BIG;
+}
+
 // Rows [m0, m0 + m), columns [n0, n1); next: the row that this thread's next chunk begins with, or m.
 static void gemm_chunk(const struct gemm *g, int64_t m0, int64_t m, int64_t n0, int64_t n1, int64_t next,
                        int thread)
@@ -237,8 +245,10 @@ static void gemm_chunk(const struct gemm *g, int64_t m0, int64_t m, int64_t n0, 
             const bool again = b + 1 < blocks || (blocks > 1 && p.n0 + columns < n1);
             const int64_t row = again ? m0 : next, rows = room ? min_i64(m, g->m - row) : 0;
             const float *ahead = g->x + row * g->ldx + (b + 1) % blocks * inputs;
-            if (m <= TILE_WIDE_ROWS)
+            if (m <= TILE_WIDE_ROWS && gemm_cached(g->w))
                 gemm_few(&p, p.n0, min_i64(p.n0 + columns, n1));
+            else if (m <= TILE_WIDE_ROWS)
+                gemm_stream(&p, p.n0, min_i64(p.n0 + columns, n1));
             else
                 gemm_many(&p, p.n0, min_i64(p.n0 + columns, n1), ahead, rows);
         }
