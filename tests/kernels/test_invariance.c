@@ -245,7 +245,7 @@ static void tree_compare(const struct device *d, const struct copy *tree, const 
             continue;
         }
         for (int64_t e = 0; e < n * KV * DIM; e++) {
-            double sum[2] = {0}, size[2] = {1e-3, 1e-3};
+            double sum[2] = {0}, size[2] = {1, 1};
             for (int k = s; k == s || (k < tree->n_seqs && tree->seqs[k].pos0); k++) {
                 int64_t from = whole->seqs[k].row0 * KV * DIM + e;
                 const float x[] = {whole->dk[from], whole->dv[from]};
