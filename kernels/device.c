@@ -91,7 +91,8 @@ static int threads_default(void)
 // Bits of one small product per weight format. Processors may differ inside a dot-product instruction (the
 // order and rounding of its two terms), so the id carries what this one computed rather than what a manual
 // promises.
-static uint64_t probe_hash(struct device *d)
+// false: no memory.
+static bool probe_hash(struct device *d, uint64_t *ret)
 {
     enum { M = 3, N = 5, K = 261 };
     float x[M * K], w[N * K], y[3][M * N], scales[3] = {0.75f, 1.5f, 0.3125f}, dw[N * N] = {0};
@@ -107,14 +108,18 @@ static uint64_t probe_hash(struct device *d)
     static const enum dtype types[] = {DT_F32, DT_BF16, DT_FP8};
     for (int t = 0; t < 3; t++) {
         struct gemm_weight g = {.dtype = types[t], .n = N, .k = K, .scales = scales};
-        g.data = scratch_shared(d, d->k->weight_bytes(types[t], N, K));
+        g.data = device_alloc(d, d->k->weight_bytes(types[t], N, K)); // not scratch, which is the ops' own
+        if (!g.data)
+            return false;
         bool fp8 = types[t] == DT_FP8;
         d->k->weight_pack(d, types[t], N, K, fp8 ? (void *)codes : (void *)w, fp8 ? DT_FP8 : DT_F32, false,
                           g.data);
         d->k->gemm(d, &g, M, x, K, NULL, false, y[t], N);
+        device_free(d, g.data);
     }
     d->k->gemm_dw(d, DT_BF16, K, N, N, w, N, w, N, dw);
-    return hash64_seed(dw, sizeof dw, hash64(y, sizeof y));
+    *ret = hash64_seed(dw, sizeof dw, hash64(y, sizeof y));
+    return true;
 }
 
 // Without a pool and with scratch of their own: as many may compute at once as there are threads.
@@ -149,10 +154,17 @@ enum status device_open(const char *kind, const char *isa, int n_threads, struct
     *d = (struct device){.k = &scratch->table, .pool = pool, .isa = which, .scratch = scratch};
     snprintf(d->name, sizeof d->name, "cpu:%s, %d thread%s", ISA_NAMES[which], pool_threads(pool),
              pool_threads(pool) == 1 ? "" : "s");
+    uint64_t probe;
+    if (!probe_hash(d, &probe)) {
+        pool_close(pool);
+        scratch_close(scratch);
+        free(d);
+        return error_set(err, STATUS_NOMEM, "no memory for the device's first products");
+    }
     // ref, avx2 and avx512 promise the same bits: one id.
     snprintf(d->numerics_id, sizeof d->numerics_id, "ooze-%s/r%d/%s/attn%d/vocab%d/fp8-%d/%016llx",
              OOZE_VERSION, KERNELS_REVISION, which <= ISA_AVX512 ? "fma" : ISA_NAMES[which], ATTN_BLOCK,
-             VOCAB_CHUNK, FP8_BLOCK, (unsigned long long)probe_hash(d));
+             VOCAB_CHUNK, FP8_BLOCK, (unsigned long long)probe);
     solo_open(d);
     *ret = d;
     return STATUS_OK;

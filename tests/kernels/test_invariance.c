@@ -247,9 +247,11 @@ static void tree_compare(const struct device *d, const struct copy *tree, const 
         for (int64_t e = 0; e < n * KV * DIM; e++) {
             double sum[2] = {0}, size[2] = {1, 1};
             for (int k = s; k == s || (k < tree->n_seqs && tree->seqs[k].pos0); k++) {
+                if (k > s && e >= tree->seqs[k].pos0 * KV * DIM)
+                    continue; // a row that this branch does not share
                 int64_t from = whole->seqs[k].row0 * KV * DIM + e;
                 const float x[] = {whole->dk[from], whole->dv[from]};
-                for (int i = 0; i < 2 && (k == s || e < tree->seqs[k].pos0 * KV * DIM); i++) {
+                for (int i = 0; i < 2; i++) {
                     sum[i] += (double)x[i];
                     size[i] += fabs((double)x[i]);
                 }
