@@ -41,6 +41,7 @@ def arguments():
     p.add_argument("--gen", choices=["dynamic", "static", "continuous"], default="dynamic")
     p.add_argument("--attn", choices=["sdpa", "eager"], default="sdpa")
     p.add_argument("--checkpointing", action="store_true")
+    p.add_argument("--models", help="given to every program of `ooze bench`; random weights do not need it")
     p.add_argument("--model", help="Hugging Face folder; else random weights of the shapes")
     a = p.parse_args()
     if a.prompts * a.answers % a.micro:
