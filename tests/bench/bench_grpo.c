@@ -25,6 +25,7 @@
 #include "base/rng.h"
 #include "rl/advantage.h"
 #include "rollout/engine.h"
+#include "tests/bench/subject.h"
 #include "trainer/publish.h"
 #include "trainer/step.h"
 
@@ -289,10 +290,7 @@ static void open_all(struct bench *b)
     struct error err = {0};
     struct seconds ignored;
     data_open(b);
-    snprintf(b->run_dir, sizeof b->run_dir, "/tmp/ooze-bench-grpo-XXXXXX");
-    if (!mkdtemp(b->run_dir))
-        die("no temporary folder");
-    snprintf(b->run, sizeof b->run, "b%lx", (unsigned long)getpid());
+    must(subject_run("grpo", b->run_dir, b->run, &err), &err);
     must(trainer_open(b->config, "", &b->trainer, &err), &err);
     must(trainer_restart(b->trainer, &err), &err);
     must(publish_init(&b->publish, b->run_dir, b->run, "/dev/shm", &err), &err);

@@ -32,6 +32,7 @@
 #include "base/mem.h"
 #include "rollout/worker.h"
 #include "tests/bench/peaks.h"
+#include "tests/bench/subject.h"
 #include "trainer/publish.h"
 
 #define CONTEXT   256
@@ -306,10 +307,7 @@ static void open_all(struct bench *b)
 {
     struct error err = {0};
     struct figures f = {0};
-    snprintf(b->run_dir, sizeof b->run_dir, "/tmp/ooze-bench-refit-XXXXXX");
-    if (!mkdtemp(b->run_dir))
-        die("no temporary folder");
-    snprintf(b->run, sizeof b->run, "b%lx", (unsigned long)getpid());
+    must(subject_run("refit", b->run_dir, b->run, &err), &err);
     must(trainer_open(b->config, "", &b->trainer, &err), &err);
     must(trainer_restart(b->trainer, &err), &err);
     must(publish_init(&b->publish, b->run_dir, b->run, "/dev/shm", &err), &err);

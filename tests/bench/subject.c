@@ -1,9 +1,13 @@
 // The benchmarks' model: see subject.h. One thread.
 #include "tests/bench/subject.h"
 
+#include <dirent.h>
+#include <errno.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "base/clock.h"
 #include "base/cores.h"
@@ -130,4 +134,32 @@ bool subject_dtype(const char *name, enum dtype *ret)
             return true;
         }
     return false;
+}
+
+// Names are ooze-b<pid in hex>-<version or spare>; ids of real runs are longer than any pid.
+static void shm_sweep(void)
+{
+    DIR *d = opendir("/dev/shm");
+    for (struct dirent *e; d && (e = readdir(d));) {
+        char path[280], *end;
+        if (strncmp(e->d_name, "ooze-b", 6) != 0)
+            continue;
+        unsigned long pid = strtoul(e->d_name + 6, &end, 16);
+        if (*end != '-' || end - e->d_name > 6 + 8 || (kill((pid_t)pid, 0) == 0 || errno != ESRCH))
+            continue;
+        snprintf(path, sizeof path, "/dev/shm/%s", e->d_name);
+        unlink(path);
+    }
+    if (d)
+        closedir(d);
+}
+
+enum status subject_run(const char *bench, char ret_dir[64], char ret_run[RUNCONFIG_NAME], struct error *err)
+{
+    shm_sweep();
+    snprintf(ret_dir, 64, "/tmp/ooze-bench-%s-XXXXXX", bench);
+    if (!mkdtemp(ret_dir))
+        return error_errno(err, errno, "a temporary folder for bench_%s", bench);
+    snprintf(ret_run, RUNCONFIG_NAME, "b%lx", (unsigned long)getpid());
+    return STATUS_OK;
 }

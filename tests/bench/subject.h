@@ -39,6 +39,11 @@ void subject_close(struct subject *s);
 enum status subject_submit(const struct subject *s, struct engine *e, int32_t n, int32_t length,
                            int32_t n_new, uint64_t round, struct error *err) OOZE_MUST_USE;
 
+// A place of its own for a benchmark that publishes weights: a temporary folder and a run id made of the process id. What killed benchmarks
+// left in shared memory goes.
+enum status subject_run(const char *bench, char ret_dir[64], char ret_run[RUNCONFIG_NAME],
+                        struct error *err) OOZE_MUST_USE;
+
 double subject_seconds(void);
 
 // "f32", "bf16", "fp8"; false: none of them.
