@@ -43,7 +43,8 @@ static inline double attn_pairs(const struct attn_seq *s)
 // second call of the same op on the same thread invalidates the first. Aborts when the machine has no memory
 // left.
 void *scratch_get(struct device *d, int thread, size_t bytes);
-// The same for the whole op, shared by its threads; called before the split.
+// The same for the whole op, shared by its threads; called before the split. Whoever calls an op keeps nothing in either: the op may
+// want them for itself.
 void *scratch_shared(struct device *d, size_t bytes);
 
 // Each fills in the fields it has and leaves the others: ref first, then up the chain.
