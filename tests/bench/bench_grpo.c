@@ -210,18 +210,7 @@ static struct seconds iterate(struct bench *b)
 static void config_init(struct run_config *c)
 {
     c->seed = 1;
-    c->model = (struct run_model){.arch = "llama",
-                                  .hidden = 576,
-                                  .n_layers = 30,
-                                  .n_heads = 9,
-                                  .n_kv_heads = 3,
-                                  .head_dim = 64,
-                                  .ffn = 1536,
-                                  .vocab = 49152,
-                                  .max_position = 8192,
-                                  .rope_theta = 1e5,
-                                  .rms_eps = 1e-5,
-                                  .tie_embeddings = true};
+    c->model = subject_model;
     c->trainer.dtype = RUN_BF16;
     c->trainer.micro_batch_tokens = 2048;
     c->trainer.prefix_sharing = true;
@@ -257,7 +246,7 @@ static void data_open(struct bench *b)
         if (b->prompt)
             b->lengths[i] = b->prompt;
         for (int32_t t = 0; t < b->lengths[i]; t++)
-            b->prompts[(int64_t)i * b->longest + t] = (int32_t)rng_below(&r, 49152);
+            b->prompts[(int64_t)i * b->longest + t] = (int32_t)rng_below(&r, (uint64_t)subject_model.vocab);
     }
     for (int32_t i = 0; i < b->n; i++) {
         int32_t length = b->lengths[i / b->n_answers] + b->n_new;

@@ -255,18 +255,7 @@ static struct msg_prepare tokens_make(struct tokens *t, int64_t vocab)
 static void train_config(const struct options *o, struct run_config *c)
 {
     c->seed = 1;
-    c->model = (struct run_model){.arch = "llama",
-                                  .hidden = 576,
-                                  .n_layers = 30,
-                                  .n_heads = 9,
-                                  .n_kv_heads = 3,
-                                  .head_dim = 64,
-                                  .ffn = 1536,
-                                  .vocab = 49152,
-                                  .max_position = 2048,
-                                  .rope_theta = 100000,
-                                  .rms_eps = 1e-5,
-                                  .tie_embeddings = true};
+    c->model = subject_model;
     c->trainer.dtype = RUN_BF16;
     c->trainer.recompute = true;
     c->trainer.threads = o->subject.threads;

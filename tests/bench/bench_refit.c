@@ -39,7 +39,6 @@
 #define VERSIONS  1000000
 #define WAIT_S    60.0
 #define COPY_TIME 0.3
-#define MODEL_V   49152
 
 struct bench {
     // options
@@ -145,7 +144,7 @@ static void submit(struct bench *b)
     int32_t ids[CONTEXT];
     uint64_t job = ++b->next_job;
     for (int32_t i = 0; i < CONTEXT; i++)
-        ids[i] = (int32_t)((job * 7919 + (uint64_t)i * 104729) % MODEL_V);
+        ids[i] = (int32_t)((job * 7919 + (uint64_t)i * 104729) % (uint64_t)subject_model.vocab);
     const struct engine_job j = {
         .msg = {.job = job,
                 .trajectory = job,
@@ -379,18 +378,7 @@ static void close_all(struct bench *b)
 static void config_init(struct run_config *c)
 {
     c->seed = 1;
-    c->model = (struct run_model){.arch = "llama",
-                                  .hidden = 576,
-                                  .n_layers = 30,
-                                  .n_heads = 9,
-                                  .n_kv_heads = 3,
-                                  .head_dim = 64,
-                                  .ffn = 1536,
-                                  .vocab = MODEL_V,
-                                  .max_position = 8192,
-                                  .rope_theta = 1e5,
-                                  .rms_eps = 1e-5,
-                                  .tie_embeddings = true};
+    c->model = subject_model;
     c->trainer.dtype = RUN_BF16;
     c->trainer.micro_batch_tokens = 1024;
     snprintf(c->trainer.isa, sizeof c->trainer.isa, "auto");
