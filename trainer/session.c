@@ -5,6 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/log.h"
 #include "trainer/checkpoint.h"
 
 enum status session_open(const struct run_config *c, const char *run_dir, const char *run, const char *shm,
@@ -166,8 +167,8 @@ struct taking {
     bool write, published;
 };
 
-// The step's last update and its publication in one pass over the weights (trainer.h). What goes wrong is found again, and said,
-// when the step is done and publishes what nobody took.
+// The step's last update and its publication in one pass over the weights (trainer.h). Where publishing fails, the step publishes once
+// more when it is done, and that counts.
 static void take(void *ctx, struct trainer *t, int64_t version, struct weights_before *before)
 {
     struct taking *a = ctx;
@@ -176,6 +177,8 @@ static void take(void *ctx, struct trainer *t, int64_t version, struct weights_b
     d->version = version;
     a->published = publish_update(&a->s->publish, t, version, before, a->write, d->path, d->hash, &d->bytes,
                                   &err) == STATUS_OK;
+    if (!a->published)
+        log_event(LOG_WARN, "publish_again", "version=%lld cause=\"%s\"", (long long)version, err.text);
 }
 
 static enum status compute(struct session *s, const struct msg_prepare *p, uint64_t d, struct error *err)
