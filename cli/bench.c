@@ -1,4 +1,5 @@
 // `ooze bench`: the project's claims, measured here and now beside their peers or bounds; and `ooze bench profile`.
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -11,7 +12,6 @@
 enum { EXIT_BELOW = 3 };
 
 #define DEADLINE_MAX 86400
-#define CLASSES_MAX  8
 
 static const char usage[] =
     "usage: ooze bench NAME… [options]\n"
@@ -23,12 +23,17 @@ static const char usage[] =
     "  --json          one object a row on stdout instead of the table\n"
     "  --runs N        measured runs of each side (5)\n"
     "  --deadline S    seconds that one measured run may take (by row)\n"
-    "  --isa CLASS,…   our highest kernel class: ref, avx2, avx512, avx512bf16, amx (auto); each row once "
-    "with each of them\n"
+    "  --isa CLASS,…   our highest kernel class: ref, avx2, avx512, avx512bf16, amx (auto); several of them "
+    "take "
+    "turns, one\n"
+    "                  run of the peer serves all of a round\n"
+    "  --isa-runs K    the classes after the first take part in K rounds only\n"
     "  --threads N     of both sides (all cores)\n"
     "  --python P      Python that has the peers; else OOZE_BENCH_PYTHON, else that of tests/bench/setup.sh\n"
     "  --models DIR    models; else OOZE_BENCH_MODELS, else those of tests/bench/setup.sh\n"
     "  --quiet         no progress on stderr\n\n"
+    "Interrupted (SIGINT, SIGTERM), or when a run fails or takes too long: the medians of the rounds "
+    "completed so far.\n"
     "Exit codes: 0 all goals hold, 1 something could not be measured, 2 wrong usage, 3 a goal is missed.\n";
 
 static void list_rows(void)
@@ -108,6 +113,8 @@ static void print_result(const struct bench_result *r)
            : r->holds   ? "holds"
                         : "BELOW",
            r->other.name);
+    if (!r->complete)
+        printf("%26s of %d of the rounds only: %s\n", "", r->ours.runs, r->error.text);
     printf("%26s %5.1f %% to %+.1f %%, %.1f %% to %+.1f %%; ratios of pairs %.2f to %.2f\n", "spread",
            100 * (r->ours.low / r->ours.median - 1), 100 * (r->ours.high / r->ours.median - 1),
            100 * (r->other.low / r->other.median - 1), 100 * (r->other.high / r->other.median - 1),
@@ -124,18 +131,6 @@ static void print_result(const struct bench_result *r)
         printf("%26s %s\n", "", r->why);
 }
 
-static void print_error(const struct bench_row *row, const char *isa, const struct error *err, bool as_json)
-{
-    fprintf(stderr, "ooze bench: %s%s%s: %s\n", row->name, isa ? " on " : "", isa ? isa : "", err->text);
-    if (!as_json)
-        return;
-    json_t *j = json_pack("{s:s, s:s*, s:s}", "name", row->name, "isa", isa, "error", err->text);
-    char *text = json_text(j);
-    puts(text);
-    free(text);
-    json_decref(j);
-}
-
 static void print_json(const struct bench_result *r)
 {
     json_t *j = bench_result_json(r);
@@ -147,57 +142,69 @@ static void print_json(const struct bench_result *r)
 
 // ---- the command ---------------------------------------------------------------------------------------------------------
 
-struct classes {
-    int n;
-    const char *v[CLASSES_MAX]; // into text; NULL: the best one
-    char text[128];
-};
-
 struct report {
     bool as_json, headed;
     int code;
 };
 
-static void measure_row(struct loop *l, const struct bench_row *row, const struct bench_setting *s,
-                        struct report *report)
+static void report_result(const struct bench_result *r, struct report *report)
 {
-    struct bench_result r;
-    struct error err;
-    if (bench_row_run(l, row, s, &r, &err)) {
-        print_error(row, s->isa, &err, report->as_json);
+    if (!r->complete) {
+        fprintf(stderr, "ooze bench: %s%s%s: %s\n", r->row->name, r->isa ? " on " : "", r->isa ? r->isa : "",
+                r->error.text);
         report->code = EXIT_FAILED;
-        return;
     }
     if (report->as_json) {
-        print_json(&r);
-    } else {
+        print_json(r);
+    } else if (r->measured) {
         if (!report->headed)
             print_head();
         report->headed = true;
-        print_result(&r);
+        print_result(r);
     }
     fflush(stdout);
-    if (!r.holds && r.goal > 0 && report->code == EXIT_DONE)
+    if (r->measured && !r->holds && r->goal > 0 && report->code == EXIT_DONE)
         report->code = EXIT_BELOW;
-    bench_result_done(&r);
 }
 
-static int measure(const struct bench_row *const *rows, size_t n, const struct bench_setting *s,
-                   const struct classes *classes, bool as_json)
+struct interrupt {
+    struct loop *loop;
+    bool seen;
+};
+
+static void on_interrupt(void *ctx, int signum)
 {
-    struct loop *l;
+    struct interrupt *i = ctx;
+    (void)signum;
+    i->seen = true;
+    loop_stop(i->loop);
+}
+
+static int measure(const struct bench_row *const *rows, size_t n, const struct bench_setting *s, bool as_json)
+{
+    struct interrupt interrupt = {0};
+    struct loop_signal *sigint, *sigterm;
+    struct bench_result results[BENCH_CLASSES_MAX];
     struct error err;
     struct report report = {.as_json = as_json, .code = EXIT_DONE};
-    struct bench_setting one = *s;
-    if (loop_open(&l, &err))
+    struct bench_setting setting = *s;
+    if (loop_open(&interrupt.loop, &err))
         return command_fail("bench", &err);
-    for (size_t i = 0; i < n; i++)
-        for (int k = 0; k < classes->n; k++) {
-            one.isa = classes->v[k];
-            measure_row(l, rows[i], &one, &report);
+    if (loop_signal_open(interrupt.loop, SIGINT, on_interrupt, &interrupt, &sigint, &err) ||
+        loop_signal_open(interrupt.loop, SIGTERM, on_interrupt, &interrupt, &sigterm, &err)) {
+        loop_close(interrupt.loop);
+        return command_fail("bench", &err);
+    }
+    setting.stop = &interrupt.seen;
+    for (size_t i = 0; i < n && !interrupt.seen; i++) {
+        bench_row_run(interrupt.loop, rows[i], &setting, results);
+        for (int k = 0; k < s->n_classes; k++) {
+            report_result(&results[k], &report);
+            bench_result_done(&results[k]);
         }
-    loop_close(l);
-    return report.code;
+    }
+    loop_close(interrupt.loop);
+    return interrupt.seen ? EXIT_FAILED : report.code;
 }
 
 // Becomes bench_profile with the rest of the command line.
@@ -230,21 +237,18 @@ static bool parse_count(const char *text, int max, int *ret)
     return true;
 }
 
-// list: comma-separated; NULL: the best class alone.
-static bool parse_classes(const char *list, struct classes *ret)
+// list: comma-separated, cut up; NULL: the best class alone.
+static bool parse_classes(char *list, struct bench_setting *s)
 {
-    char *rest, *at = ret->text;
-    ret->n = list ? 0 : 1;
-    ret->v[0] = NULL;
-    if (list && strlen(list) >= sizeof ret->text)
-        return false;
-    strcpy(ret->text, list ? list : "");
-    for (; (at = strtok_r(at, ",", &rest)); at = NULL) {
-        if (ret->n == CLASSES_MAX)
+    char *rest, *at = list;
+    s->n_classes = list ? 0 : 1;
+    s->classes[0] = NULL;
+    for (; list && (at = strtok_r(at, ",", &rest)); at = NULL) {
+        if (s->n_classes == BENCH_CLASSES_MAX)
             return false;
-        ret->v[ret->n++] = at;
+        s->classes[s->n_classes++] = at;
     }
-    return ret->n > 0;
+    return s->n_classes > 0;
 }
 
 // names NULL: every row.
@@ -262,25 +266,45 @@ static const struct bench_row **pick_rows(char **names, size_t n)
     return rows;
 }
 
+// What the options say beside the rows; false: wrong usage.
+static bool parse_setting(const char *runs, const char *masked_runs, const char *deadline, char *classes,
+                          struct bench_setting *s)
+{
+    return parse_classes(classes, s) && parse_count(runs, BENCH_RUNS_MAX, &s->runs) &&
+           parse_count(masked_runs, BENCH_RUNS_MAX, &s->masked_runs) &&
+           parse_count(deadline, DEADLINE_MAX, &s->run_s);
+}
+
+static int bench_rows_measure(char **names, size_t n, struct bench_setting *s, bool as_json)
+{
+    struct places places;
+    struct error err;
+    const struct bench_row **rows = pick_rows(names, n);
+    if (!rows)
+        return EXIT_USAGE;
+    if (find_places(&places, s->models, s->python, &err)) {
+        free(rows);
+        return command_fail("bench", &err);
+    }
+    s->suite = places.suite;
+    s->models = places.models;
+    s->python = places.python;
+    int code = measure(rows, n, s, as_json);
+    free(rows);
+    return code;
+}
+
 int command_bench(int argc, char **argv)
 {
     bool list = false, all = false, as_json = false;
-    const char *runs = NULL, *deadline = NULL, *python = NULL, *models = NULL, *isa = NULL;
+    const char *runs = NULL, *masked_runs = NULL, *deadline = NULL, *isa = NULL;
     struct bench_setting s = {.runs = 5};
-    struct classes classes;
-    struct places places;
-    struct error err;
-    const struct option_spec specs[] = {{"list", NULL, &list},
-                                        {"all", NULL, &all},
-                                        {"json", NULL, &as_json},
-                                        {"quiet", NULL, &s.quiet},
-                                        {"runs", &runs, NULL},
-                                        {"deadline", &deadline, NULL},
-                                        {"isa", &isa, NULL},
-                                        {"threads", &s.threads, NULL},
-                                        {"python", &python, NULL},
-                                        {"models", &models, NULL},
-                                        {0}};
+    const struct option_spec specs[] = {{"list", NULL, &list},         {"all", NULL, &all},
+                                        {"json", NULL, &as_json},      {"quiet", NULL, &s.quiet},
+                                        {"runs", &runs, NULL},         {"deadline", &deadline, NULL},
+                                        {"isa", &isa, NULL},           {"isa-runs", &masked_runs, NULL},
+                                        {"threads", &s.threads, NULL}, {"python", &s.python, NULL},
+                                        {"models", &s.models, NULL},   {0}};
     if (argc > 0 && !strcmp(argv[0], "profile"))
         return profile(argc, argv);
     int n, rc = options_parse("bench", usage, specs, argc, argv, &n);
@@ -290,23 +314,12 @@ int command_bench(int argc, char **argv)
         list_rows();
         return EXIT_DONE;
     }
-    if ((n == 0) != all || !parse_classes(isa, &classes) || !parse_count(runs, BENCH_RUNS_MAX, &s.runs) ||
-        !parse_count(deadline, DEADLINE_MAX, &s.run_s)) {
+    char *classes = isa ? mem_strdup(isa) : NULL;
+    int code = EXIT_USAGE;
+    if ((n == 0) == all && parse_setting(runs, masked_runs, deadline, classes, &s))
+        code = bench_rows_measure(all ? NULL : argv, all ? bench_n_rows : (size_t)n, &s, as_json);
+    else
         fputs(usage, stderr);
-        return EXIT_USAGE;
-    }
-    size_t count = all ? bench_n_rows : (size_t)n;
-    const struct bench_row **rows = pick_rows(all ? NULL : argv, count);
-    if (!rows)
-        return EXIT_USAGE;
-    if (find_places(&places, models, python, &err)) {
-        free(rows);
-        return command_fail("bench", &err);
-    }
-    s.suite = places.suite;
-    s.models = places.models;
-    s.python = places.python;
-    int code = measure(rows, count, &s, &classes, as_json);
-    free(rows);
+    free(classes);
     return code;
 }

@@ -3,6 +3,7 @@
 // Invariants
 //   1. At most one complete line waits in `lines`: a child speaks only when asked, and a second line is read as the next answer.
 //   2. After the child has ended its last lines are still answered; then STATUS_PEER.
+//   3. `owes` from the start, and from "run", to the answer: only a child that owes nothing reads its stdin, so only that is asked to quit.
 #include "cli/bench_child.h"
 
 #include <errno.h>
@@ -11,6 +12,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "base/clock.h"
@@ -25,7 +27,8 @@ struct bench_child {
     struct loop_child *process;
     int in; // write end of its stdin
     struct buf lines;
-    bool ended, flooded;
+    const bool *stop;
+    bool ended, flooded, owes;
     int code, sig;
 };
 
@@ -48,7 +51,7 @@ static void on_exit_of_child(void *ctx, int code, int sig)
     loop_stop(c->loop);
 }
 
-enum status bench_child_open(struct loop *l, const char *name, const char *const *argv,
+enum status bench_child_open(struct loop *l, const char *name, const char *const *argv, const bool *stop,
                              struct bench_child **ret, struct error *err)
 {
     int fds[2];
@@ -56,6 +59,8 @@ enum status bench_child_open(struct loop *l, const char *name, const char *const
         return error_errno(err, errno, "pipe to %s", name);
     struct bench_child *c = mem_must(1, sizeof *c);
     c->loop = l;
+    c->stop = stop;
+    c->owes = true;
     c->in = fds[1];
     snprintf(c->name, sizeof c->name, "%s", name);
     const struct loop_child_spec spec = {.argv = argv,
@@ -121,12 +126,15 @@ enum status bench_child_answer(struct bench_child *c, int64_t timeout_ms, json_t
                              LINE_MAX_BYTES);
         if (c->ended)
             return ended(c, err);
+        if (*c->stop)
+            return error_set(err, STATUS_CANCELED, "interrupted");
         int64_t left = deadline - clock_mono_ms(clock_system());
         if (left <= 0)
             return error_set(err, STATUS_TIMEOUT, "%s did not answer within %lld s", c->name,
                              (long long)(timeout_ms / 1000));
         loop_run_for(c->loop, left);
     }
+    c->owes = false;
     enum status rc = json_parse(line, strlen(line), c->name, &j, err);
     free(line);
     if (rc)
@@ -147,6 +155,7 @@ enum status bench_child_run(struct bench_child *c, int64_t timeout_ms, json_t **
     double value;
     if (!c->ended && !say(c, "run\n") && errno != EPIPE)
         return error_errno(err, errno, "asking %s for a run", c->name);
+    c->owes = true;
     enum status rc = bench_child_answer(c, timeout_ms, &j, err);
     if (rc)
         return rc;
@@ -160,11 +169,20 @@ enum status bench_child_run(struct bench_child *c, int64_t timeout_ms, json_t **
     return rc;
 }
 
+double bench_child_cpu(const struct bench_child *c)
+{
+    clockid_t clock;
+    struct timespec t;
+    if (c->ended || clock_getcpuclockid(loop_child_pid(c->process), &clock) || clock_gettime(clock, &t))
+        return 0;
+    return (double)t.tv_sec + (double)t.tv_nsec * 1e-9;
+}
+
 void bench_child_close(struct bench_child *c)
 {
     if (!c)
         return;
-    if (!c->ended && say(c, "quit\n")) {
+    if (!c->ended && !c->owes && say(c, "quit\n")) {
         close(c->in);
         c->in = -1;
         int64_t deadline = clock_mono_ms(clock_system()) + QUIT_MS;

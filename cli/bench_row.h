@@ -1,13 +1,14 @@
-// One row of `ooze bench`: runs our program and the peer (or takes the bound our program measures) in turn, and compares medians.
+// One row of `ooze bench`: runs our program on one or several classes of kernels and the peer (or takes the bound our program measures)
+// in turn.
 #ifndef CLI_BENCH_ROW_H
 #define CLI_BENCH_ROW_H
 
 #include <stddef.h>
 
-#include "base/json.h"
+#include "cli/bench_result.h"
 #include "net/loop.h"
 
-#define BENCH_RUNS_MAX 99
+#define BENCH_CLASSES_MAX 8
 
 enum bench_better { BENCH_MORE, BENCH_LESS };
 
@@ -16,6 +17,7 @@ struct bench_row { // bench.def
     enum bench_better better;
     double goal, part_goal, bytes_within;
     int run_s;
+    bool alone;
     const char *ours, *peer;
     const char *claim;
 };
@@ -23,42 +25,22 @@ extern const struct bench_row bench_rows[];
 extern const size_t bench_n_rows;
 
 struct bench_setting {
-    const char *suite;           // folder of our programs; the peers are in suite/bench/peers
-    const char *models, *python; // of the peers
-    const char *isa, *threads;   // passed on; NULL = the program's own
-    int runs;
-    int run_s;  // deadline of one run; 0 = the row's
-    bool quiet; // no progress on stderr
+    const char *suite;                      // folder of our programs; the peers are in suite/bench/peers
+    const char *models, *python;            // of the peers
+    const char *threads;                    // passed on; NULL = the program's own
+    int n_classes;                          // at least 1
+    const char *classes[BENCH_CLASSES_MAX]; // --isa of our program; NULL = its own choice
+    int runs;                               // rounds
+    int masked_runs;                        // rounds in which the classes after the first take part; 0 = all
+    int run_s;                              // deadline of one run; 0 = the row's
+    bool quiet;                             // no progress on stderr
+    const bool *stop; // set in a callback of the loop: no further run begins, the one under way is given up
 };
 
-struct bench_side {
-    char name[128];
-    double median, low, high;
-    json_t *ready; // first line of the program; NULL for a bound
-};
-
-struct bench_part {
-    char name[64];
-    double ours, other, ratio;
-};
-
-struct bench_result {
-    const struct bench_row *row;
-    int runs;
-    struct bench_side ours, other; // other: the peer or the bound
-    double ratio, ratio_low, ratio_high, goal;
-    bool holds;
-    char why[256]; // when it does not hold for another reason than the ratio
-    struct bench_part *parts;
-    size_t n_parts;
-    json_t *figures; // medians of every further number of our answers
-};
-
-// *ret is written on STATUS_OK only; bench_result_done gives it back.
-enum status bench_row_run(struct loop *l, const struct bench_row *row, const struct bench_setting *s,
-                          struct bench_result *ret, struct error *err) OOZE_MUST_USE;
-void bench_result_done(struct bench_result *r);
-// {name, unit, ours, peer:{name, value}, ratio, goal, holds, processor, …}; a new reference.
-json_t *bench_result_json(const struct bench_result *r);
+// One round: our program on each class in turn, then the peer, once for all of them. results [n_classes] are filled in any case: a class
+// that fails leaves the others in the race; what ended before its last round has the figures of the rounds it completed. Each takes
+// a bench_result_done.
+void bench_row_run(struct loop *l, const struct bench_row *row, const struct bench_setting *s,
+                   struct bench_result *results);
 
 #endif

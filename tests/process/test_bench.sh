@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# `ooze bench` against programs that only speak its protocol: medians of runs taken in turn, goals, bounds, parts, limits; and what happens
-# when a side says an error, dies, floods, hangs or is not installed. No Python: the peer's interpreter is a shell.
+# `ooze bench` against programs that only speak its protocol: medians of runs taken in turn, on one class of kernels and on several, goals,
+# bounds, parts, limits; and what happens when a side says an error, dies, floods, hangs, spins or is not installed, and when it is
+# interrupted. No Python: the peer's interpreter is a shell.
 . "$(dirname "$0")/lib.sh"
 suite=$tmp/suite
 mkdir -p "$suite/bench/peers"
@@ -20,6 +21,22 @@ program() {
   } >"$file"
   chmod +x "$file"
 }
+# classes FILE ANSWER…: a program that runs the class it is told (auto: best), notes class and line, and answers run i of a class with the
+# i-th answer, in which CLASS becomes 100 for best, 50 for avx512, 10 for avx2.
+classes() {
+  local file=$suite/$1
+  shift
+  {
+    printf '#!%s\nisa=auto; while [ $# -gt 1 ]; do [ "$1" = --isa ] && isa=$2; shift; done\n' "$BASH"
+    printf '[ $isa = auto ] && isa=best\ncase $isa in best) x=100 ;; avx512) x=50 ;; avx2) x=10 ;; *) echo "{\\"error\\":\\"no $isa\\"}"; exit 1 ;; esac\n'
+    printf 'echo "$isa start" >>"%s/turns"; echo "{\\"ready\\":true,\\"isa\\":\\"$isa\\",\\"bytes\\":1000}"\nanswers=(' "$tmp"
+    printf ' %q' "$@"
+    printf ')\ni=0\nwhile read -r line; do\n  echo "$isa $line" >>"%s/turns"\n  [ "$line" = run ] || exit 0\n' "$tmp"
+    printf '  a=${answers[i]}; echo "${a/CLASS/$x}"; [ $((i + 1)) -lt ${#answers[@]} ] && i=$((i + 1))\ndone\n'
+  } >"$file"
+  chmod +x "$file"
+}
+turns() { paste -s -d ',' "$tmp/turns" | diff - <(echo "$1") || fail "not in turn"; }
 # bench CODE ARGUMENT…: runs it, expects that exit code.
 bench() {
   local want=$1
@@ -63,7 +80,40 @@ grep -q -E '^decode-bandwidth +avx2 +GB/s +102 +150 +0.68x +0.75x +BELOW bound: 
 bench 0 decode-b1-q8_0 --json --quiet --runs 2 # for information: no goal to miss
 is '.goal == 0 and .ratio > 1.07'
 
-say "several classes: each row once with each, one table; a program that runs another class than asked"
+say "several classes: rounds of ours on each and of the peer once; each class has its ratio"
+classes bench_decode '{"value":CLASS}' '{"value":1CLASS}' '{"value":2CLASS}'
+program bench/peers/llama.py '{"ready":true,"bytes":1000}' '{"value":40}' '{"value":50}' '{"value":60}'
+bench 0 decode-b1 --json --runs 3 --isa auto,avx512,avx2
+turns "$(printf '%s start,' best avx512 avx2)$(printf 'best run,avx512 run,avx2 run,llama.py run,%.0s' 1 2 3)best quit,avx512 quit,avx2 quit,llama.py quit"
+jq -s -e 'map([.processor.isa, .ours, .peer.value, .ratio, .holds, .runs, .peer_runs, .complete]) ==
+  [["best", 1100, 50, 22, true, 3, 3, true], ["avx512", 150, 50, 3, true, 3, 3, true], ["avx2", 110, 50, 2.2, true, 3, 3, true]]' "$tmp/bench.out" >/dev/null ||
+  fail "$(cat "$tmp/bench.out")"
+told 'decode-b1 3/3 +bench_decode on avx2 '
+say "classes after the first take part in some of the rounds"
+bench 3 decode-b1 --json --runs 3 --isa auto,avx2 --isa-runs 1
+turns "best start,avx2 start,best run,avx2 run,avx2 quit,llama.py run,best run,llama.py run,best run,llama.py run,best quit,llama.py quit"
+jq -s -e 'map([.ours, .peer.value, .runs, .peer_runs, .complete, .spread.ratio]) ==
+  [[1100, 50, 3, 3, true, [2.5, 35]], [10, 50, 1, 3, true, [0.25, 0.25]]]' "$tmp/bench.out" >/dev/null || fail "$(cat "$tmp/bench.out")"
+say "a row whose programs do not fit into memory together: each is there for its run only; with one class it stays"
+classes bench_grpo '{"value":CLASS}' '{"value":7}'
+program bench/peers/trl_grpo.py '{"ready":true}' '{"value":400}'
+bench 0 grpo-iteration --json --runs 2 --isa auto,avx512
+turns "$(printf 'best start,best run,best quit,avx512 start,avx512 run,avx512 quit,trl_grpo.py run,%.0s' 1 2)trl_grpo.py quit"
+jq -s -e 'map([.ours, .ratio, .runs, .complete]) == [[100, 4, 2, true], [50, 8, 2, true]]' "$tmp/bench.out" >/dev/null || fail "$(cat "$tmp/bench.out")"
+bench 0 grpo-iteration --json --runs 2
+turns "best start,best run,trl_grpo.py run,best run,trl_grpo.py run,best quit,trl_grpo.py quit"
+
+say "a class that this machine does not have, or that fails later: the others go on"
+bench 1 decode-b1 --json --runs 2 --isa amx,avx2
+jq -s -e '.[0].error == "bench_decode: no amx" and .[0].isa == "amx" and .[1].complete and .[1].runs == 2' "$tmp/bench.out" >/dev/null || fail "$(cat "$tmp/bench.out")"
+sed -i 's/^  a=/  [ $isa,$i = best,1 ] \&\& exit 4\n&/' "$suite/bench_decode"
+bench 1 decode-b1 --json --runs 3 --isa auto,avx2
+jq -s -e 'map([.complete, .runs, .peer_runs, .ours, .error]) == [[false, 1, 3, 100, "bench_decode ended with code 4 without an answer"], [true, 3, 3, 110, null]]' \
+  "$tmp/bench.out" >/dev/null || fail "$(cat "$tmp/bench.out")"
+told 'decode-b1 on auto: bench_decode ended with code 4'
+
+say "several rows and classes in one table; a program that runs another class than asked"
+program bench_decode "$ready" '{"value":100}'
 printf '#!%s\nwhile [ $# -gt 1 ]; do [ "$1" = --isa ] && isa=$2; shift; done\necho "{\\"ready\\":true,\\"isa\\":\\"$isa\\"}"\n' "$BASH" >"$suite/bench_train"
 printf 'while read -r line; do [ "$line" = run ] || exit 0; echo "{\\"value\\":${#isa}00,\\"bound\\":500}"; done\n' >>"$suite/bench_train"
 cp "$suite/bench_train" "$suite/bench_refit" && chmod +x "$suite/bench_train" "$suite/bench_refit"
@@ -142,7 +192,68 @@ bench 1 decode-b1 --runs 1
 told 'without an answer'
 no_children
 
+say "interrupted, or out of time: figures of the complete rounds"
+program bench_decode "$ready" '{"value":100}' '{"value":110}' '{"value":120}'
+classes bench_train '{"value":CLASS,"bound":50}'
+# the peer: two answers, then it hangs
+cat >"$suite/bench/peers/llama.py" <<END
+echo '{"ready":true,"bytes":1000}'
+for v in 50 60; do read -r line; echo "{\"value\":\$v}"; done
+read -r line; echo >"$tmp/hanging"; while :; do sleep 1; done
+END
+for signal in INT TERM; do
+  rm -f "$tmp/hanging"
+  "$ooze" bench decode-b1 train-mfu --json --isa avx2 >"$tmp/bench.out" 2>"$tmp/bench.err" &
+  victim=$!
+  wait_for "the peer's third run" test -e "$tmp/hanging"
+  kill -$signal $victim
+  start=$SECONDS
+  wait $victim
+  code=$?
+  [ $code -eq 1 ] || fail "SIG$signal: exit code $code"
+  [ $((SECONDS - start)) -lt 30 ] || fail "took $((SECONDS - start)) s to end"
+  [ "$(wc -l <"$tmp/bench.out")" -eq 1 ] || fail "another row after SIG$signal: $(cat "$tmp/bench.out")"
+  is '.complete == false and .runs == 2 and .peer_runs == 2 and .ours == 105 and .peer.value == 55 and .error == "interrupted"'
+  no_children
+done
+rm -f "$tmp/hanging"
+"$ooze" bench decode-b1 >"$tmp/bench.out" 2>"$tmp/bench.err" &
+victim=$!
+wait_for "the peer's third run" test -e "$tmp/hanging"
+kill -INT $victim
+wait $victim
+grep -q -E '^decode-b1 .* 105 +55 ' "$tmp/bench.out" || fail "$(cat "$tmp/bench.out")"
+grep -q -E 'of 2 of the rounds only: interrupted' "$tmp/bench.out" || fail "$(cat "$tmp/bench.out")"
+bench 1 decode-b1 --json --deadline 1
+is '.complete == false and .runs == 2 and .ours == 105 and (.error | test("did not answer within 1 s"))'
+# interrupted before the first round: nothing but the reason
+printf 'echo >"%s/hanging"; read -r line\n' "$tmp" >"$suite/bench/peers/llama.py"
+rm -f "$tmp/hanging"
+"$ooze" bench decode-b1 --json >"$tmp/bench.out" 2>"$tmp/bench.err" &
+victim=$!
+wait_for "the peer's start" test -e "$tmp/hanging"
+kill -INT $victim
+wait $victim
+is '. == {name: "decode-b1", error: "interrupted"}'
+no_children
+
+say "a program that does not rest while the other one runs"
+slow() { # WAIT ANSWER: runs of half a second; WAIT is what it does before it reads its next line
+  printf 'echo %q\nwhile %s read -r line; do [ "$line" = run ] || exit 0; sleep 0.5; echo %q; done\n' "$ready" "$1" "$2"
+}
+slow 'until read -r -t 0; do :; done;' '{"value":50}' >"$suite/bench/peers/llama.py"
+{ echo "#!$BASH"; slow '' '{"value":100,"bound":90}'; } >"$suite/bench_decode"
+bench 0 decode-b1 --json --runs 2
+is '.waiting_cpu > 0.05'
+told 'those that wait took [0-9]+ % of a core'
+bench 0 decode-bandwidth --json --runs 1
+is '.waiting_cpu == 0'
+slow '' '{"value":50}' >"$suite/bench/peers/llama.py"
+bench 0 decode-b1 --json --runs 2
+is '.waiting_cpu < 0.02'
+
 say "deadlines, and a program that will not quit"
+program bench_decode "$ready" '{"value":100}'
 printf 'echo {\\"ready\\":true}; read -r line; trap "" TERM; while :; do sleep 1; done\n' >"$suite/bench/peers/llama.py"
 start=$SECONDS
 bench 1 decode-b1 --runs 1 --deadline 1
@@ -167,6 +278,7 @@ bench 2
 bench 2 gemm --runs 0
 bench 2 gemm --all
 bench 2 gemm --deadline soon
+bench 2 gemm --isa-runs 0
 bench 0 --list
 [ "$(grep -c -E '^[a-z]' "$tmp/bench.out")" -ge 10 ] || fail "--list: $(cat "$tmp/bench.out")"
 
