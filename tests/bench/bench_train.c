@@ -172,15 +172,30 @@ static void bench_close(struct bench *b)
     trainer_close(b->trainer);
 }
 
-static bool bench_step(struct bench *b, struct figures *ret)
+static bool apply(struct bench *b, struct msg_prepare *m)
 {
     struct error err = {0};
+    m->step = b->trainer->step;
+    if (trainer_step(b->trainer, m, b->result, &err) == STATUS_OK && b->result->outcome == STEP_APPLIED)
+        return true;
+    printf("{\"error\":\"bench_train: %s%s\"}\n", err.text, b->result->reason);
+    return false;
+}
+
+// A step of one sequence: threads, memory of a micro-batch and of the update. The peer warms up in the same way.
+static bool warm_up(struct bench *b)
+{
+    struct msg_prepare one = b->step;
+    one.n_members = 1;
+    one.n_tokens = one.members[0].n_tokens;
+    return apply(b, &one);
+}
+
+static bool bench_step(struct bench *b, struct figures *ret)
+{
     int64_t start = clock_mono_ns(clock_system());
-    b->step.step = b->trainer->step;
-    if (trainer_step(b->trainer, &b->step, b->result, &err) || b->result->outcome != STEP_APPLIED) {
-        printf("{\"error\":\"bench_train: %s%s\"}\n", err.text, b->result->reason);
+    if (!apply(b, &b->step))
         return false;
-    }
     double s = (double)(clock_mono_ns(clock_system()) - start) / 1e9;
     *ret = (struct figures){s, (double)b->rows / s, b->flops / s, peak_resident()};
     return true;
@@ -210,7 +225,7 @@ static int serve(struct bench *b)
 {
     struct figures f;
     char line[64];
-    if (!bench_open(b) || (b->row != ROW_MEMORY && !bench_step(b, &f)))
+    if (!bench_open(b) || (b->row != ROW_MEMORY && !warm_up(b)))
         return 1; // the parent has read the reason
     printf("{\"ready\":true,\"isa\":\"%s\",\"threads\":%d", isa_name(b->trainer->device->isa),
            pool_threads(b->trainer->device->pool));

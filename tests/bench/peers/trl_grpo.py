@@ -19,6 +19,7 @@ import json
 import os
 import random
 import resource
+import shutil
 import sys
 import tempfile
 import time
@@ -155,6 +156,7 @@ def iterations(a, trainer, before, after):
         def on_step_begin(self, args, state, control, **kw):
             if not before():
                 sys.stdout.flush()
+                shutil.rmtree(args.output_dir, ignore_errors=True)
                 os._exit(0)  # there is no way out of a step that has begun
             split.take()
             start[0] = time.perf_counter()
