@@ -25,9 +25,16 @@ void weights_hash_final(struct weights_hash *h, char ret_hex[HASH_HEX]);
 void weights_hash_done(struct weights_hash *h); // releases without a digest; fine after final
 
 // The same in parts, for whoever has the chunks at hand in another order or on several threads: the digest of one chunk
-// (HASH_CHUNK_BYTES, the last one shorter), and the hash out of all digests in order.
+// (HASH_CHUNK_BYTES, the last one shorter), at once or while its bytes are at hand for another purpose, some at a time; and the hash
+// out of all digests in order.
 #define HASH_DIGEST 16
+struct weights_hash_part {
+    _Alignas(64) unsigned char state[640];
+};
 void weights_hash_chunk(const void *p, size_t n, uint8_t ret[HASH_DIGEST]);
+void weights_hash_part_begin(struct weights_hash_part *h);
+void weights_hash_part_add(struct weights_hash_part *h, const void *p, size_t n);
+void weights_hash_part_end(const struct weights_hash_part *h, uint8_t ret[HASH_DIGEST]);
 void weights_hash_digests(const uint8_t (*digests)[HASH_DIGEST], size_t n, char ret_hex[HASH_HEX]);
 
 // Plain SHA-256 as hex.

@@ -1,11 +1,15 @@
 // Memory: see mem.h. mem_* are thread-safe (malloc is); an arena belongs to one thread.
 #include "base/mem.h"
 
+#include <assert.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#if defined(__SSE2__)
+#include <emmintrin.h>
+#endif
 
 struct arena_chunk {
     struct arena_chunk *next;
@@ -36,6 +40,26 @@ void *mem_alloc(size_t bytes)
 void mem_free(void *p)
 {
     free(p);
+}
+
+void mem_copy_past(void *dst, const void *src, size_t n)
+{
+    size_t lines = 0;
+    assert((uintptr_t)dst % MEM_ALIGN == 0);
+#if defined(__SSE2__)
+    for (; (lines + 1) * MEM_ALIGN <= n; lines++) {
+        const __m128i *from = (const __m128i *)(const void *)((const char *)src + lines * MEM_ALIGN);
+        __m128i *to = (__m128i *)(void *)((char *)dst + lines * MEM_ALIGN);
+        __m128i a = _mm_loadu_si128(from), b = _mm_loadu_si128(from + 1), c = _mm_loadu_si128(from + 2),
+                e = _mm_loadu_si128(from + 3);
+        _mm_stream_si128(to, a);
+        _mm_stream_si128(to + 1, b);
+        _mm_stream_si128(to + 2, c);
+        _mm_stream_si128(to + 3, e);
+    }
+    _mm_sfence(); // such stores come after others unless told
+#endif
+    memcpy((char *)dst + lines * MEM_ALIGN, (const char *)src + lines * MEM_ALIGN, n - lines * MEM_ALIGN);
 }
 
 static _Noreturn void mem_die(size_t n, size_t size)

@@ -18,6 +18,10 @@
 void *mem_alloc(size_t bytes);
 void mem_free(void *p);
 
+// memcpy for bytes that nobody reads soon: whole lines of dst go past the caches, so that they neither fetch what they replace nor
+// push out what is in use. dst aligned to MEM_ALIGN.
+void mem_copy_past(void *dst, const void *src, size_t n);
+
 // Never NULL. mem_must is zeroed; mem_grow is realloc (contents kept, new part undefined).
 void *mem_must(size_t n, size_t size);
 void *mem_grow(void *p, size_t n, size_t size);

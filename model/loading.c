@@ -10,67 +10,50 @@
 #include "base/hash.h"
 #include "base/mem.h"
 #include "model/folder.h"
-#include "model/plan.h"
+#include "model/parts.h"
 #include "model/safetensors.h"
 #include "model/weights.h"
 
-#define PIECE_BYTES ((int64_t)1 << 20)
-#define PACK_ROWS   FP8_BLOCK // pieces of a matrix begin at multiples of this (kernels.h, weight_pack)
+#define AHEAD ((size_t)4096) // bytes hashed while as many more are asked for
 
-enum piece_kind { PIECE_HASH, PIECE_MATRIX, PIECE_EMBEDDING, PIECE_REST };
-
-struct piece {
-    enum piece_kind kind;
-    size_t at;                   // of its bytes in the file
-    struct gemm_weight *part;    // MATRIX
-    int64_t begin, end;          // rows; HASH: the chunk
-    const struct linear *linear; // MATRIX
-    int first;                   // MATRIX: its first parameter in linear
-};
-
+// A piece is a chunk of the hash with the parts that begin in it.
 struct loading {
     struct weights *w;
-    struct safetensors file;
-    struct kept_map *map; // NULL: file has a map of its own
-    const uint8_t *data;  // of the whole file
-    size_t bytes;
+    const struct parts *parts;
+    struct kept_map *kept; // NULL: the map is its own
+    struct file_map map;   // else empty
+    const uint8_t *data;   // of the whole file
+    size_t bytes, header;
     char path[512], expect[HASH_HEX]; // "" = not checked
-    uint8_t (*digests)[HASH_DIGEST];  // of the chunks
-    size_t n_chunks;
-    struct piece *pieces; // in order of `at`
-    int n, cap;
+    bool hash;
+    uint8_t (*digests)[HASH_DIGEST]; // of the pieces
+    int *first;                      // [n + 1] of each piece
+    int n;
     _Atomic int taken, done;
     _Atomic int64_t done_ns;
 };
 
 // ---- what a piece does ------------------------------------------------------------------------------------------------------
 
-static const uint8_t *tensor(const struct loading *l, const char *name)
+// The values, or the scales, of a parameter in the file.
+static const void *place(const struct loading *l, const struct param *p, bool scales)
 {
-    return safetensors_find(&l->file, name)->data;
+    return l->data + l->header + l->parts->places[2 * (p - l->w->l.params) + scales];
 }
 
-static void chunk_hash(struct loading *l, size_t i)
+static void rows_pack(const struct loading *l, struct device *d, const struct part *p)
 {
-    const uint8_t *p = l->data + i * HASH_CHUNK_BYTES;
-    size_t left = l->bytes - i * HASH_CHUNK_BYTES, n = left < HASH_CHUNK_BYTES ? left : HASH_CHUNK_BYTES;
-    weights_hash_chunk(p, n, l->digests[i]);
+    const struct gemm_weight *g = p->weight;
+    const uint8_t *src = l->data + l->header + p->begin;
+    char *dst = (char *)g->data + d->k->weight_bytes(g->dtype, p->row, g->k);
+    d->k->weight_pack(d, g->dtype, p->rows, g->k, src, g->dtype, false, dst);
 }
 
-static void rows_pack(const struct loading *l, struct device *d, const struct piece *p)
-{
-    const struct gemm_weight *g = p->part;
-    const struct param *first = p->linear->params[p->first];
-    const uint8_t *src = tensor(l, first->name) + p->begin * g->k * (int64_t)dtype_bytes(g->dtype);
-    char *dst = (char *)g->data + d->k->weight_bytes(g->dtype, p->begin, g->k);
-    d->k->weight_pack(d, g->dtype, p->end - p->begin, g->k, src, g->dtype, false, dst);
-}
-
-static void embedding_copy(const struct loading *l, const struct piece *p)
+static void embedding_copy(const struct loading *l, const struct part *p)
 {
     size_t row = (size_t)l->w->c.hidden * dtype_bytes(weights_embedding_dtype(l->w->dtype));
-    size_t from = (size_t)p->begin * row, n = (size_t)(p->end - p->begin) * row;
-    memcpy((char *)l->w->embedding + from, tensor(l, l->w->embedding_param->name) + from, n);
+    mem_copy_past((char *)l->w->embedding + (size_t)p->row * row, l->data + l->header + p->begin,
+                  p->end - p->begin);
 }
 
 static void scales_copy(const struct loading *l, const struct linear *linear, int i)
@@ -79,10 +62,8 @@ static void scales_copy(const struct loading *l, const struct linear *linear, in
     float *scales = g->scales;
     int last = linear->n_parts == 1 ? linear->n_params : i + 1;
     for (int k = i; k < last; k++) {
-        char name[128];
         int64_t n = param_scales(linear->params[k]);
-        snprintf(name, sizeof name, "%s_scale_inv", linear->params[k]->name);
-        memcpy(scales, tensor(l, name), (size_t)n * sizeof(float));
+        memcpy(scales, place(l, linear->params[k], true), (size_t)n * sizeof(float));
         scales += n;
     }
 }
@@ -92,7 +73,7 @@ static void rest_fill(const struct loading *l, struct device *d)
 {
     for (int32_t i = 0; i < l->w->n_vectors; i++) {
         const struct bound_vector *v = &l->w->vectors[i];
-        const void *src = tensor(l, v->param->name);
+        const void *src = place(l, v->param, false);
         if (param_dtype(v->param, l->w->dtype) == DT_BF16)
             d->k->from_bf16(d, v->param->cols, src, v->data);
         else
@@ -104,115 +85,106 @@ static void rest_fill(const struct loading *l, struct device *d)
                 scales_copy(l, l->w->linears[i], k);
 }
 
-static void piece_do(struct loading *l, struct device *d, const struct piece *p)
+static void part_do(const struct loading *l, struct device *d, const struct part *p)
 {
     switch (p->kind) {
-    case PIECE_HASH:
-        chunk_hash(l, (size_t)p->begin);
-        break;
-    case PIECE_MATRIX:
-        rows_pack(l, d, p);
-        break;
-    case PIECE_EMBEDDING:
-        embedding_copy(l, p);
-        break;
-    case PIECE_REST:
+    case PART_REST:
         rest_fill(l, d);
         break;
+    case PART_MATRIX:
+        rows_pack(l, d, p);
+        break;
+    case PART_EMBEDDING:
+        embedding_copy(l, p);
+        break;
     }
 }
 
-// ---- the list of pieces -----------------------------------------------------------------------------------------------------
-
-static void piece_add(struct loading *l, struct piece p)
+// Hashes [at, stop), and asks for as much of what follows: the hash leaves the memory idle, packing does not.
+static void hash_add(const struct loading *l, struct weights_hash_part *hash, size_t at, size_t stop,
+                     size_t end)
 {
-    if (l->n == l->cap) {
-        l->cap = l->cap ? 2 * l->cap : 512;
-        l->pieces = mem_grow(l->pieces, (size_t)l->cap, sizeof *l->pieces);
-    }
-    l->pieces[l->n++] = p;
-}
-
-// Cuts `rows` rows of row_bytes bytes each, the first at `at`, into pieces like p.
-static void rows_add(struct loading *l, struct piece p, int64_t rows, int64_t row_bytes, size_t at)
-{
-    int64_t step = PIECE_BYTES / (row_bytes * PACK_ROWS) * PACK_ROWS;
-    if (step < PACK_ROWS)
-        step = PACK_ROWS;
-    for (p.begin = 0; p.begin < rows; p.begin = p.end) {
-        p.end = rows - p.begin < step ? rows : p.begin + step;
-        p.at = at + (size_t)(p.begin * row_bytes);
-        piece_add(l, p);
+    size_t ahead = stop - at, n;
+    for (; at < stop; at += n) {
+        n = stop - at < AHEAD ? stop - at : AHEAD;
+        for (size_t i = at + ahead; i < at + ahead + n && i < end; i += MEM_ALIGN)
+            __builtin_prefetch(l->data + i, 0, 2);
+        weights_hash_part_add(hash, l->data + at, n);
     }
 }
 
-static size_t place(const struct loading *l, const struct param *p)
+// A part brings its bytes into the cache while it writes, there the hash finds them.
+static void piece_do(const struct loading *l, struct device *d, int piece)
 {
-    return (size_t)(tensor(l, p->name) - l->data);
-}
-
-static void linear_add(struct loading *l, struct linear *linear)
-{
-    for (int i = 0; i < linear->n_parts; i++) {
-        struct gemm_weight *g = &linear->fwd[i];
-        struct piece p = {.kind = PIECE_MATRIX, .part = g, .linear = linear, .first = i};
-        rows_add(l, p, g->n, g->k * (int64_t)dtype_bytes(g->dtype), place(l, linear->params[i]));
+    struct weights_hash_part hash;
+    size_t at = (size_t)piece * HASH_CHUNK_BYTES,
+           end = l->bytes - at < HASH_CHUNK_BYTES ? l->bytes : at + HASH_CHUNK_BYTES;
+    weights_hash_part_begin(&hash);
+    for (int i = l->first[piece]; i < l->first[piece + 1]; i++) {
+        const struct part *p = &l->parts->parts[i];
+        size_t stop = l->header + p->end < end ? l->header + p->end : end;
+        bool last = i + 1 == l->first[piece + 1] || l->header + p[1].begin >= stop; // that reads these bytes
+        part_do(l, d, p);
+        if (l->hash && last && stop > at) {
+            hash_add(l, &hash, at, stop, end);
+            at = stop;
+        }
+    }
+    if (l->hash) {
+        hash_add(l, &hash, at, end, end);
+        weights_hash_part_end(&hash, l->digests[piece]);
     }
 }
 
-static int by_place(const void *a, const void *b)
+static void pieces_list(struct loading *l)
 {
-    const struct piece *x = a, *y = b;
-    if (x->at != y->at)
-        return x->at < y->at ? -1 : 1;
-    if (x->kind != y->kind)
-        return x->kind < y->kind ? -1 : 1; // the chunk before what lies in it
-    return 0;
+    l->n = (int)((l->bytes + HASH_CHUNK_BYTES - 1) / HASH_CHUNK_BYTES);
+    l->digests = mem_must((size_t)l->n, HASH_DIGEST);
+    l->first = mem_must((size_t)l->n + 1, sizeof *l->first);
+    for (int c = 0, i = 0; c <= l->n; l->first[c++] = i)
+        while (i < l->parts->n && l->header + l->parts->parts[i].begin < (size_t)c * HASH_CHUNK_BYTES)
+            i++;
 }
 
-static void pieces_list(struct loading *l, bool hash)
-{
-    struct weights *w = l->w;
-    l->n_chunks = (l->bytes + HASH_CHUNK_BYTES - 1) / HASH_CHUNK_BYTES;
-    l->digests = mem_must(l->n_chunks, HASH_DIGEST);
-    for (size_t i = 0; i < l->n_chunks && hash; i++)
-        piece_add(l, (struct piece){.kind = PIECE_HASH, .at = i * HASH_CHUNK_BYTES, .begin = (int64_t)i});
-    piece_add(l, (struct piece){.kind = PIECE_REST});
-    rows_add(l, (struct piece){.kind = PIECE_EMBEDDING}, w->c.vocab,
-             w->c.hidden * (int64_t)dtype_bytes(weights_embedding_dtype(w->dtype)),
-             place(l, w->embedding_param));
-    for (int32_t i = 0; i < w->n_linears; i++)
-        linear_add(l, w->linears[i]);
-    qsort(l->pieces, (size_t)l->n, sizeof *l->pieces, by_place);
-}
+// ---- opening ----------------------------------------------------------------------------------------------------------------
 
 // The file must be what weights_file_write lays out for this model: same tensors, dtypes, shapes and places.
-static enum status plan_check(const struct weights *w, const struct safetensors *f, const char *path,
-                              struct error *err)
+static enum status plan_check(const struct plan *p, enum dtype dtype, const struct safetensors *f,
+                              const char *path, struct error *err)
 {
-    struct plan p;
-    enum status rc = STATUS_OK;
-    plan_init(&p, &w->l, w->dtype);
-    if (f->n != (size_t)p.n)
-        rc = error_set(err, STATUS_INVALID, "%s: %zu tensors; this model in %s has %d", path, f->n,
-                       dtype_name(w->dtype), (int)p.n);
-    if (!rc && (uintptr_t)(f->tensors[0].data - f->tensors[0].begin) % MEM_ALIGN)
-        rc = error_set(err, STATUS_INVALID, "%s: the header is not padded to %d bytes", path, MEM_ALIGN);
-    for (int32_t i = 0; i < p.n && !rc; i++) {
-        const struct plan_tensor *t = &p.tensors[i];
+    if (f->n != (size_t)p->n)
+        return error_set(err, STATUS_INVALID, "%s: %zu tensors; this model in %s has %d", path, f->n,
+                         dtype_name(dtype), (int)p->n);
+    if ((uintptr_t)(f->tensors[0].data - f->tensors[0].begin) % MEM_ALIGN)
+        return error_set(err, STATUS_INVALID, "%s: the header is not padded to %d bytes", path, MEM_ALIGN);
+    for (int32_t i = 0; i < p->n; i++) {
+        const struct plan_tensor *t = &p->tensors[i];
         const struct safetensor *have = safetensors_find(f, t->name);
         bool vector = t->param->vector && !t->is_scale;
         if (!have)
-            rc = error_set(err, STATUS_NOTFOUND, "%s: tensor \"%s\" is missing", path, t->name);
-        else if (have->dtype != t->dtype)
-            rc = error_set(err, STATUS_TYPE, "%s: tensor \"%s\" is %s, this engine wants %s", path, t->name,
-                           dtype_name(have->dtype), dtype_name(t->dtype));
-        else if (have->n_dims != (vector ? 1 : 2) || have->dims[have->n_dims - 1] != t->cols ||
-                 (!vector && have->dims[0] != t->rows) || have->begin != (size_t)t->begin)
-            rc = error_set(err, STATUS_INVALID,
-                           "%s: tensor \"%s\" has another shape or place than this model's", path, t->name);
+            return error_set(err, STATUS_NOTFOUND, "%s: tensor \"%s\" is missing", path, t->name);
+        if (have->dtype != t->dtype)
+            return error_set(err, STATUS_TYPE, "%s: tensor \"%s\" is %s, this engine wants %s", path, t->name,
+                             dtype_name(have->dtype), dtype_name(t->dtype));
+        if (have->n_dims != (vector ? 1 : 2) || have->dims[have->n_dims - 1] != t->cols ||
+            (!vector && have->dims[0] != t->rows) || have->begin != (size_t)t->begin)
+            return error_set(err, STATUS_INVALID,
+                             "%s: tensor \"%s\" has another shape or place than this model's", path, t->name);
     }
-    plan_done(&p);
+    return STATUS_OK;
+}
+
+static enum status header_check(struct loading *l, struct error *err)
+{
+    struct safetensors f;
+    if (parts_begin_file(l->parts, l->data, l->bytes, &l->header))
+        return STATUS_OK;
+    enum status rc = safetensors_parse(l->data, l->bytes, l->path, &f, err);
+    if (rc)
+        return rc;
+    rc = plan_check(&l->parts->plan, l->w->dtype, &f, l->path, err);
+    l->header = l->bytes - (size_t)l->parts->plan.data_bytes; // the tensors tile what comes after it
+    safetensors_close(&f);
     return rc;
 }
 
@@ -220,26 +192,22 @@ void loading_free(struct loading *l)
 {
     if (!l)
         return;
-    safetensors_close(&l->file);
-    kept_release(l->map);
+    kept_release(l->kept);
+    file_map_close(&l->map);
     free(l->digests);
-    free(l->pieces);
+    free(l->first);
     free(l);
 }
 
-static enum status file_open(struct loading *l, const char *path, struct kept *kept, struct error *err)
+static enum status file_open(struct loading *l, struct kept *kept, struct error *err)
 {
-    if (!kept) {
-        enum status rc = safetensors_open(path, true, &l->file, err);
-        l->data = l->file.map.data;
-        l->bytes = l->file.map.len;
-        return rc;
+    enum status rc = kept ? kept_read(kept, l->path, &l->kept, &l->bytes, err)
+                          : file_map_open(l->path, true, &l->map, err);
+    if (!rc) {
+        l->data = kept ? (const uint8_t *)l->kept->data : l->map.data;
+        l->bytes = kept ? l->bytes : l->map.len;
     }
-    enum status rc = kept_read(kept, path, &l->map, &l->bytes, err);
-    if (rc)
-        return rc;
-    l->data = (const uint8_t *)l->map->data;
-    return safetensors_parse(l->data, l->bytes, path, &l->file, err);
+    return rc;
 }
 
 enum status loading_open(struct weights *w, const char *path, const char *expect_hash, struct kept *kept,
@@ -248,16 +216,18 @@ enum status loading_open(struct weights *w, const char *path, const char *expect
     assert(!w->train); // their values are a flat vector's
     struct loading *l = mem_must(1, sizeof *l);
     l->w = w;
+    l->parts = parts_of(w);
     snprintf(l->path, sizeof l->path, "%s", path);
     snprintf(l->expect, sizeof l->expect, "%s", expect_hash ? expect_hash : "");
-    enum status rc = file_open(l, path, kept, err);
+    enum status rc = file_open(l, kept, err);
     if (!rc)
-        rc = plan_check(w, &l->file, path, err);
+        rc = header_check(l, err);
     if (rc) {
         loading_free(l);
         return rc;
     }
-    pieces_list(l, expect_hash != NULL);
+    l->hash = expect_hash != NULL;
+    pieces_list(l);
     *ret = l;
     return STATUS_OK;
 }
@@ -289,7 +259,7 @@ static void shift_work(void *ctx, int task, int thread)
         if (i >= l->n)
             return;
         int64_t t0 = thread_cpu_ns();
-        piece_do(l, d, &l->pieces[i]);
+        piece_do(l, d, i);
         atomic_fetch_add(&l->done_ns, thread_cpu_ns() - t0);
         atomic_fetch_add(&l->done, 1);
     }
@@ -313,7 +283,7 @@ int64_t loading_left_ns(const struct loading *l)
 static enum status hash_check(const struct loading *l, struct error *err)
 {
     char hex[HASH_HEX];
-    weights_hash_digests((const uint8_t(*)[HASH_DIGEST])l->digests, l->n_chunks, hex);
+    weights_hash_digests((const uint8_t(*)[HASH_DIGEST])l->digests, (size_t)l->n, hex);
     if (strcmp(hex, l->expect) != 0)
         return error_set(err, STATUS_CORRUPT,
                          "%s: hash %.16s…, expected %.16s…: the file is not the published one", l->path, hex,
@@ -339,10 +309,12 @@ enum status loading_close(struct loading *l, struct error *err)
 
 // ---- in one call ------------------------------------------------------------------------------------------------------------
 
-static void chunk_task(void *ctx, int task, int thread)
+static void hash_task(void *ctx, int task, int thread)
 {
+    const struct loading *l = ctx;
+    size_t at = (size_t)task * HASH_CHUNK_BYTES, left = l->bytes - at;
     (void)thread;
-    chunk_hash(ctx, (size_t)task);
+    weights_hash_chunk(l->data + at, left < HASH_CHUNK_BYTES ? left : HASH_CHUNK_BYTES, l->digests[task]);
 }
 
 // The hash first, so that a file that is not the published one changes nothing.
@@ -354,7 +326,7 @@ enum status weights_load(struct weights *w, const char *path, const char *expect
         return rc;
     if (expect_hash) {
         snprintf(l->expect, sizeof l->expect, "%s", expect_hash);
-        pool_run(w->d->pool, (int)l->n_chunks, chunk_task, l);
+        pool_run(w->d->pool, l->n, hash_task, l);
         rc = hash_check(l, err);
         *l->expect = 0;
     }

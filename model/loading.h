@@ -1,8 +1,9 @@
 // Filling weights from a weights file in pieces that any number of threads may take: a loader thread beside a working engine, and the
 // engine's own pool for the rest when it has a moment (contract 2: refit in flight). weights_load (model.h) is the same in one call.
 //
-// A piece is about 1 MiB of the file: a chunk whose digest is taken, or some rows of a matrix that are packed. Pieces go in the
-// order of the file, so that what was hashed is packed while it is still in a cache.
+// A piece is a chunk of the hash, 1 MiB of the file, with the parts (parts.h) that begin in it. Its bytes come from memory once: one
+// part after the other is packed (and, an embedding's, copied), past the caches, then hashed out of the cache while the next part's
+// bytes are on their way.
 //
 // Invariants
 //   1. Each piece is taken once; pieces write to places of their own. What the weights hold is defined only after loading_finish

@@ -15,6 +15,7 @@
 
 #include "base/mem.h"
 #include "model/arch/arch.h"
+#include "model/parts.h"
 #include "model/plan.h"
 
 // ---- binding ----------------------------------------------------------------------------------------------------------
@@ -201,6 +202,7 @@ void weights_close(struct weights *w)
     free(w->layers);
     free(w->linears);
     free(w->vectors);
+    parts_free(w->parts);
     rope_close(w->d, &w->rope);
     device_free(w->d, w->data);
     layout_done(&w->l);

@@ -68,6 +68,8 @@ static inline enum dtype weights_embedding_dtype(enum dtype weights)
     return weights == DT_F32 ? DT_F32 : DT_BF16;
 }
 
+struct parts;
+
 struct weights {
     struct device *d;
     struct model_config c;
@@ -91,6 +93,7 @@ struct weights {
         float *data;
     } * vectors;
     int32_t n_vectors;
+    struct parts *parts; // of a file for them (parts.h); NULL until one is loaded
 };
 
 #endif

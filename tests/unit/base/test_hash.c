@@ -62,6 +62,19 @@ static void test_weights(void **state)
                                digests[n]);
         weights_hash_digests((const uint8_t(*)[HASH_DIGEST])digests, n, got);
         assert_string_equal(got, want);
+        for (size_t k = 0; k < 4; k++) { // chunks whose bytes come some at a time
+            n = 0;
+            for (size_t at = 0; at < sizes[s]; at += HASH_CHUNK_BYTES, n++) {
+                size_t end = sizes[s] - at < HASH_CHUNK_BYTES ? sizes[s] : at + HASH_CHUNK_BYTES;
+                struct weights_hash_part part;
+                weights_hash_part_begin(&part);
+                for (size_t i = at; i < end; i += steps[k])
+                    weights_hash_part_add(&part, p + i, end - i < steps[k] ? end - i : steps[k]);
+                weights_hash_part_end(&part, digests[n]);
+            }
+            weights_hash_digests((const uint8_t(*)[HASH_DIGEST])digests, n, got);
+            assert_string_equal(got, want);
+        }
         for (size_t k = 0; k < 4; k++) {
             struct weights_hash h;
             weights_hash_init(&h);

@@ -37,6 +37,25 @@ static void test_alloc(void **state)
     mem_free(NULL);
 }
 
+// Whole lines and what is left of them, from any address, and not a byte more.
+static void test_copy_past(void **state)
+{
+    (void)state;
+    enum { N = 1000 };
+    unsigned char *from = mem_alloc(N), *to = mem_alloc(N);
+    for (int i = 0; i < N; i++)
+        from[i] = (unsigned char)(i * 7 + 1);
+    for (size_t shift = 0; shift < 3; shift++)
+        for (size_t n = 0; n < N - 3; n++) {
+            memset(to, 0xee, N);
+            mem_copy_past(to, from + shift, n);
+            assert_memory_equal(to, from + shift, n);
+            assert_int_equal(to[n], 0xee);
+        }
+    mem_free(from);
+    mem_free(to);
+}
+
 static void test_must(void **state)
 {
     (void)state;
@@ -96,7 +115,8 @@ static void test_arena_limit(void **state)
 
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_alloc), cmocka_unit_test(test_must),
-                                       cmocka_unit_test(test_arena), cmocka_unit_test(test_arena_limit)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_alloc), cmocka_unit_test(test_copy_past),
+                                       cmocka_unit_test(test_must), cmocka_unit_test(test_arena),
+                                       cmocka_unit_test(test_arena_limit)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

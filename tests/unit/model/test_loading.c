@@ -367,6 +367,104 @@ static void test_pages_go_round(void **state)
     device_close(d);
 }
 
+// ---- headers ----------------------------------------------------------------------------------------------------------------
+
+struct change {
+    const char *from, *to; // the first occurrence in the header; NULL: `at`
+    size_t at;             // from the end of the header when > 0: this byte becomes to[0]
+    enum status opens;     // without a hash
+};
+
+// A file that was loaded before is still mapped when its header changes: what it says then counts, however little that is, and
+// what says the same in other words is still fine.
+static void test_header_changes(void **state)
+{
+    (void)state;
+    static const struct change changes[] = {
+        {"\"version\":\"41\"", "\"version\":\"42\"", 0, STATUS_OK}, // the hash tells
+        {"\"version\":\"41\"", "\"version\":\"4x\"", 0, STATUS_OK},
+        {"\"version\":\"41\"", "\"version\":\"4\\\"", 0, STATUS_INVALID},
+        {"\"version\":\"41\",", "\"version\":\"41\" ", 0, STATUS_INVALID},
+        {"\"BF16\",\"shape\":[3001,", "\"F16\" ,\"shape\":[3001,", 0, STATUS_TYPE},
+        {"\"shape\":[3001,320]", "\"shape\":[320,3001]", 0, STATUS_INVALID},
+        {"\"shape\":[3001,320]", "\"shape\":[3000,320]", 0, STATUS_CORRUPT},
+        {"layers.1.mlp.up_proj", "layers.1.mlp.op_proj", 0, STATUS_NOTFOUND},
+        {"layers.1.mlp.up_proj", "layers.0.mlp.up_proj", 0, STATUS_INVALID}, // there twice
+        {"{\"__metadata__\"", "[\"__metadata__\"", 0, STATUS_INVALID},
+        {NULL, "x", 1, STATUS_INVALID}, // in the padding
+        {NULL, "\n", 1, STATUS_OK},
+        {NULL, "\0", 1, STATUS_INVALID},
+    };
+    struct fixture f;
+    struct weights *w, *expect;
+    struct kept kept = {0};
+    struct device *d = device("auto", 2);
+    struct loading *l;
+    char hash[HASH_HEX];
+    int64_t bytes;
+    fixture_open(&f, true);
+    size_t n = 3 * (size_t)f.c.vocab * sizeof(float);
+    float *want = mem_alloc(n), *got = mem_alloc(n);
+    assert_int_equal(weights_file_write(path, d, &f.l, f.master, DT_BF16, 41, false, hash, &bytes, &err),
+                     STATUS_OK);
+    int fd = open(path, O_RDWR);
+    uint64_t length;
+    assert_int_equal(pread(fd, &length, 8, 0), 8);
+    char *header = mem_must(length + 1, 1), *changed = mem_must(length + 1, 1);
+    assert_int_equal(pread(fd, header, length, 8), length);
+    assert_int_equal(header[length - 1], ' ');
+    assert_int_equal(weights_open(d, &f.c, &f.l, DT_BF16, false, &w, &err), STATUS_OK);
+    assert_int_equal(weights_open(d, &f.c, &f.l, DT_BF16, false, &expect, &err), STATUS_OK);
+    weights_set(expect, f.master);
+    logits_of(&f, d, expect, want);
+    for (size_t i = 0; i < sizeof changes / sizeof changes[0]; i++) {
+        const struct change *c = &changes[i];
+        for (int hashed = 0; hashed < 2; hashed++) {
+            assert_int_equal(pwrite(fd, header, length, 8), length);
+            assert_int_equal(loading_open(w, path, hash, &kept, &l, &err), STATUS_OK); // as it was
+            loading_work(l, d, clock_system(), INT64_MAX);
+            assert_int_equal(loading_close(l, &err), STATUS_OK);
+            memcpy(changed, header, length);
+            char *at = c->from ? strstr(changed, c->from) : changed + length - c->at;
+            assert_non_null(at);
+            memcpy(at, c->to, c->from ? strlen(c->to) : 1);
+            assert_int_equal(pwrite(fd, changed, length, 8), length);
+            enum status rc = loading_open(w, path, hashed ? hash : NULL, &kept, &l, &err);
+            if (rc != c->opens)
+                fail_msg("change %zu: %s: %s", i, status_name(rc), rc ? err.text : "");
+            if (rc)
+                continue;
+            loading_work(l, d, clock_system(), INT64_MAX);
+            assert_int_equal(loading_close(l, &err), hashed ? STATUS_CORRUPT : STATUS_OK);
+            logits_of(&f, d, w, got);
+            assert_memory_equal(got, want, n);
+        }
+    }
+    // a length that says otherwise, and a file that ends elsewhere
+    assert_int_equal(pwrite(fd, header, length, 8), length);
+    for (int k = -1; k < 2; k += 2) {
+        uint64_t other = length + (uint64_t)(int64_t)(64 * k);
+        assert_int_equal(pwrite(fd, &other, 8, 0), 8);
+        assert_int_not_equal(loading_open(w, path, NULL, &kept, &l, &err), STATUS_OK);
+        assert_int_equal(pwrite(fd, &length, 8, 0), 8);
+        assert_int_equal(ftruncate(fd, bytes + k), 0);
+        assert_int_equal(loading_open(w, path, NULL, &kept, &l, &err), STATUS_CORRUPT);
+        assert_int_equal(ftruncate(fd, bytes), 0);
+    }
+    assert_int_equal(ftruncate(fd, (off_t)length / 2), 0);
+    assert_int_equal(loading_open(w, path, NULL, &kept, &l, &err), STATUS_CORRUPT);
+    close(fd);
+    kept_done(&kept);
+    weights_close(w);
+    weights_close(expect);
+    free(header);
+    free(changed);
+    mem_free(want);
+    mem_free(got);
+    fixture_close(&f);
+    device_close(d);
+}
+
 // Who comes while a file is being written again, or after its name went to another, is told so.
 static void test_reader_comes_late(void **state)
 {
@@ -492,6 +590,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_threads),           cmocka_unit_test(test_every_byte_counts),
         cmocka_unit_test(test_rewrite),           cmocka_unit_test(test_pages_go_round),
-        cmocka_unit_test(test_reader_comes_late), cmocka_unit_test(test_before)};
+        cmocka_unit_test(test_reader_comes_late), cmocka_unit_test(test_before),
+        cmocka_unit_test(test_header_changes)};
     return cmocka_run_group_tests(tests, setup, teardown);
 }
