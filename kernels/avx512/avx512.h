@@ -6,10 +6,10 @@
 
 void avx512_weight_pack(struct device *d, enum dtype dtype, int64_t n, int64_t k, const void *src,
                         enum dtype src_dtype, bool transpose, void *dst);
-void avx512_gemm(struct device *d, const struct gemm_weight *w, int64_t m, const float *x, int64_t ldx,
+void avx512_gemm(struct device *d, const struct gemm_weight *w, int64_t m, struct rows x,
                  const float *bias, bool accumulate, float *y, int64_t ldy);
-void avx512_gemm_dw(struct device *d, enum dtype dtype, int64_t m, int64_t n, int64_t k, const float *dy,
-                    int64_t lddy, const float *x, int64_t ldx, float *dw);
+void avx512_gemm_dw(struct device *d, enum dtype dtype, int64_t m, int64_t n, int64_t k, struct rows dy,
+                    struct rows x, float *dw);
 void avx512_bias_grad(struct device *d, int64_t m, int64_t n, const float *dy, int64_t lddy, float *db);
 void avx512_embed(struct device *d, enum dtype dtype, const void *table, int64_t c, int64_t t,
                   const int32_t *ids, float *y);

@@ -11,10 +11,10 @@
 size_t avx512bf16_weight_bytes(enum dtype dtype, int64_t n, int64_t k);
 void avx512bf16_weight_pack(struct device *d, enum dtype dtype, int64_t n, int64_t k, const void *src,
                             enum dtype src_dtype, bool transpose, void *dst);
-void avx512bf16_gemm(struct device *d, const struct gemm_weight *w, int64_t m, const float *x, int64_t ldx,
+void avx512bf16_gemm(struct device *d, const struct gemm_weight *w, int64_t m, struct rows x,
                      const float *bias, bool accumulate, float *y, int64_t ldy);
-void avx512bf16_gemm_dw(struct device *d, enum dtype dtype, int64_t m, int64_t n, int64_t k, const float *dy,
-                        int64_t lddy, const float *x, int64_t ldx, float *dw);
+void avx512bf16_gemm_dw(struct device *d, enum dtype dtype, int64_t m, int64_t n, int64_t k, struct rows dy,
+                        struct rows x, float *dw);
 
 // Packed BF16 and FP8: [ceil(n / PANEL)][ceil(k / 2)][PANEL pairs]. A pair-row of bf16 is PANEL * 2 halves in column order. A
 // pair-row of FP8 is 64 codes in the order that byte unpacking turns into two vectors of 16 columns: code j (0 or 1) of column c

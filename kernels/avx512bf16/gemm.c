@@ -11,7 +11,7 @@
 // acc continued over n_pairs from input k of the pass on; w is the first panel's pair-row, panels lie `panel` bytes apart. cols is even:
 // whole panels, one after the other, for the widened codes of all of them together would not fit the registers.
 ALWAYS void pair_chain(const int rows, const int cols, const enum dtype t, const struct gemm_pass *p,
-                       int64_t k, int64_t n_pairs, const float *x, const char *w, int64_t panel, v16 *acc)
+                       int64_t k, int64_t n_pairs, const unit *x, const char *w, int64_t panel, v16 *acc)
 {
     const int64_t ldx = p->ldx, ahead_step = p->ahead_step, reach = p->reach;
     const char *ahead = p->ahead + (k - p->k0) / 2 * ahead_step;
@@ -101,7 +101,7 @@ GEMM_TILES(TILE_DEFINE, fp8, DT_FP8)
 #define STREAM_AHEAD 8192
 #define STREAM_ROWS  TILE_WIDE_ROWS
 
-ALWAYS void stream_chain(const int rows, const enum dtype t, int64_t n_pairs, const float *x, int64_t ldx,
+ALWAYS void stream_chain(const int rows, const enum dtype t, int64_t n_pairs, const unit *x, int64_t ldx,
                          const char *w, v16 *acc)
 {
     const int64_t step = 2 * PANEL * (int64_t)dtype_bytes(t);
@@ -177,10 +177,25 @@ static gemm_fn *gemm_pick(enum dtype t, int64_t rows, int64_t cols)
     return tiles[t == DT_FP8][gemm_tile_index(rows, cols)];
 }
 
-static int64_t gemm_units(const struct gemm *g, int64_t k)
+static int64_t gemm_units(int64_t k)
 {
-    (void)g;
     return ceil_div(k, 2);
+}
+
+// Rows of bf16 are pairs already, if no row begins or ends within one.
+static bool gemm_lies(const struct gemm *g)
+{
+    return g->x.dtype == DT_BF16 && g->w->k % 2 == 0 && (g->m == 1 || g->x.ld % 2 == 0) &&
+           (uintptr_t)g->x.at % sizeof(unit) == 0;
+}
+
+static void pairs_copy(const uint16_t *x, int64_t k, float *to)
+{
+    for (int64_t i = 0; i < k; i += 32) {
+        __mmask32 in = k - i >= 32 ? ~(__mmask32)0 : ((__mmask32)1 << (k - i)) - 1;
+        _mm512_mask_storeu_epi32(to + i / 2, v_mask(min_i64(16, ceil_div(k - i, 2))),
+                                 _mm512_maskz_loadu_epi16(in, x + i));
+    }
 }
 
 // x as pairs of bf16, rows padded to whole pairs.
@@ -188,8 +203,12 @@ static void gemm_operand(const struct gemm *g, int64_t m0, int64_t m, int64_t k0
 {
     int64_t k = k1 - k0, pairs = ceil_div(k, 2);
     for (int64_t r = 0; r < m; r++) {
-        const float *x = g->x + (m0 + r) * g->ldx + k0;
+        const float *x = (const void *)gemm_x(g, m0 + r, k0);
         float *row = to + r * pairs;
+        if (g->x.dtype == DT_BF16) {
+            pairs_copy((const void *)gemm_x(g, m0 + r, k0), k, row);
+            continue;
+        }
         int64_t i = 0;
         for (; i + 32 <= k; i += 32) // the higher half comes first
             _mm512_storeu_si512(row + i / 2, (__m512i)_mm512_cvtne2ps_pbh(v_load(x + i + 16), v_load(x + i)));
@@ -200,11 +219,11 @@ static void gemm_operand(const struct gemm *g, int64_t m0, int64_t m, int64_t k0
     }
 }
 
-void avx512bf16_gemm(struct device *d, const struct gemm_weight *w, int64_t m, const float *x, int64_t ldx,
+void avx512bf16_gemm(struct device *d, const struct gemm_weight *w, int64_t m, struct rows x,
                      const float *bias, bool accumulate, float *y, int64_t ldy)
 {
     if (w->dtype == DT_F32)
-        avx512_gemm(d, w, m, x, ldx, bias, accumulate, y, ldy);
+        avx512_gemm(d, w, m, x, bias, accumulate, y, ldy);
     else
-        gemm_run(d, w, m, x, ldx, bias, accumulate, y, ldy);
+        gemm_run(d, w, m, x, bias, accumulate, y, ldy);
 }

@@ -7,8 +7,7 @@
 struct gemm {
     const struct gemm_weight *w;
     int64_t m;
-    const float *x;
-    int64_t ldx;
+    struct rows x;
     const float *bias;
     bool accumulate;
     float *y;
@@ -28,22 +27,33 @@ static float weight_at(const struct gemm_weight *w, int64_t n, int64_t k)
     }
 }
 
-static float dot_chain(const struct gemm_weight *w, int64_t n, const float *x, int64_t k0, int64_t k1)
+// Element (m, k) of rows as the product with weights of this dtype takes it.
+static float row_at(const struct rows *x, enum dtype weights, int64_t m, int64_t k)
+{
+    int64_t i = m * x->ld + k;
+    if (x->dtype == DT_BF16)
+        return bf16_to_f32(((const uint16_t *)x->at)[i]);
+    float v = ((const float *)x->at)[i];
+    return weights == DT_F32 ? v : round_to_bf16(v);
+}
+
+static float dot_chain(const struct gemm *g, int64_t m, int64_t n, int64_t k0, int64_t k1)
 {
     float acc = 0;
     for (int64_t k = k0; k < k1; k++)
-        acc = fmaf(w->dtype == DT_F32 ? x[k] : round_to_bf16(x[k]), weight_at(w, n, k), acc);
+        acc = fmaf(row_at(&g->x, g->w->dtype, m, k), weight_at(g->w, n, k), acc);
     return acc;
 }
 
-static float dot(const struct gemm_weight *w, int64_t n, const float *x)
+static float dot(const struct gemm *g, int64_t m, int64_t n)
 {
+    const struct gemm_weight *w = g->w;
     if (w->dtype != DT_FP8)
-        return dot_chain(w, n, x, 0, w->k);
+        return dot_chain(g, m, n, 0, w->k);
     float acc = 0;
     int64_t blocks = ceil_div(w->k, FP8_BLOCK);
     for (int64_t b = 0; b < blocks; b++) {
-        float t = dot_chain(w, n, x, b * FP8_BLOCK, min_i64((b + 1) * FP8_BLOCK, w->k));
+        float t = dot_chain(g, m, n, b * FP8_BLOCK, min_i64((b + 1) * FP8_BLOCK, w->k));
         acc = fmaf(t, w->scales[n / FP8_BLOCK * blocks + b], acc);
     }
     return acc;
@@ -55,7 +65,7 @@ static void gemm_columns(void *ctx, int64_t begin, int64_t end, int thread)
     const struct gemm *g = ctx;
     for (int64_t m = 0; m < g->m; m++)
         for (int64_t n = begin; n < end; n++) {
-            float sum = dot(g->w, n, g->x + m * g->ldx);
+            float sum = dot(g, m, n);
             if (g->bias)
                 sum = sum + g->bias[n];
             float *y = g->y + m * g->ldy + n;
@@ -63,12 +73,13 @@ static void gemm_columns(void *ctx, int64_t begin, int64_t end, int thread)
         }
 }
 
-void ref_gemm(struct device *d, const struct gemm_weight *w, int64_t m, const float *x, int64_t ldx,
-              const float *bias, bool accumulate, float *y, int64_t ldy)
+void ref_gemm(struct device *d, const struct gemm_weight *w, int64_t m, struct rows x, const float *bias,
+              bool accumulate, float *y, int64_t ldy)
 {
     assert(w->dtype == DT_FP8 ? w->scales != NULL : w->dtype == DT_F32 || w->dtype == DT_BF16);
-    assert(m >= 0 && (m < 2 || (ldx >= w->k && ldy >= w->n)));
-    struct gemm g = {w, m, x, ldx, bias, accumulate, y, ldy};
+    assert(x.dtype == DT_F32 || (x.dtype == DT_BF16 && w->dtype != DT_F32));
+    assert(m >= 0 && (m < 2 || (x.ld >= w->k && ldy >= w->n)));
+    struct gemm g = {w, m, x, bias, accumulate, y, ldy};
     split_run(d, w->n, PANEL, 3.0 * (double)m * (double)w->k, gemm_columns, &g);
 }
 
