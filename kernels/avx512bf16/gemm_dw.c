@@ -6,8 +6,8 @@
 #include "kernels/lanes/gemm_dw_drive_tmpl.c"
 
 // Rows i and i + 1 as pairs, tiles of a width known to the compiler.
-ALWAYS void pack_rows(const int width, const float *row, int64_t ld, bool second, int64_t cols,
-                      int64_t stride, float *to)
+ALWAYS void pack_f32(const int width, const float *row, int64_t ld, bool second, int64_t cols, int64_t stride,
+                     float *to)
 {
     int64_t c = 0;
     if (second)
@@ -28,15 +28,43 @@ ALWAYS void pack_rows(const int width, const float *row, int64_t ld, bool second
         }
 }
 
-static void dw_pack(enum dtype dtype, const float *src, int64_t ld, int64_t m, int64_t cols, int64_t width,
-                    int64_t stride, float *dst)
+// The same from rows that are bf16 already.
+ALWAYS void pack_bf16(const int width, const uint16_t *row, int64_t ld, bool second, int64_t cols,
+                      int64_t stride, float *to)
+{
+    for (int64_t c = 0; c < cols; c += width, to += stride)
+#pragma GCC unroll 2
+        for (int j = 0; j < width; j += 16) {
+            const __mmask16 in = v_mask(max_i64(0, min_i64(min_i64(16, width - j), cols - c - j)));
+            const uint16_t *at = row + c + j;
+            if (second) {
+                __builtin_prefetch(at + 4 * ld);
+                __builtin_prefetch(at + 5 * ld);
+            }
+            __m512i a = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(in, at));
+            __m512i b = second ? _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(in, at + ld))
+                               : _mm512_setzero_si512();
+            _mm512_mask_storeu_epi32(to + j, v_mask(width - j), _mm512_or_si512(a, _mm512_slli_epi32(b, 16)));
+        }
+}
+
+static void dw_pack(enum dtype dtype, struct rows src, int64_t m, int64_t cols, int64_t width, int64_t stride,
+                    float *dst)
 {
     (void)dtype;
-    for (int64_t i = 0; i < m; i += 2, dst += width)
-        if (width == TILE_ROWS)
-            pack_rows(TILE_ROWS, src + i * ld, ld, i + 1 < m, cols, stride, dst);
+    const int64_t ld = src.ld;
+    for (int64_t i = 0; i < m; i += 2, dst += width) {
+        const struct rows row = rows_from(src, i * ld);
+        const bool second = i + 1 < m;
+        if (src.dtype == DT_BF16 && width == TILE_ROWS)
+            pack_bf16(TILE_ROWS, row.at, ld, second, cols, stride, dst);
+        else if (src.dtype == DT_BF16)
+            pack_bf16(TILE_WIDTH, row.at, ld, second, cols, stride, dst);
+        else if (width == TILE_ROWS)
+            pack_f32(TILE_ROWS, row.at, ld, second, cols, stride, dst);
         else
-            pack_rows(TILE_WIDTH, src + i * ld, ld, i + 1 < m, cols, stride, dst);
+            pack_f32(TILE_WIDTH, row.at, ld, second, cols, stride, dst);
+    }
 }
 
 static void dw_tile(int64_t steps, const float *dy, const float *x, const float *ahead, float *c, bool fresh)
@@ -64,11 +92,11 @@ static void dw_tile(int64_t steps, const float *dy, const float *x, const float 
         v_store(c + 16 * i, acc[i]);
 }
 
-void avx512bf16_gemm_dw(struct device *d, enum dtype dtype, int64_t m, int64_t n, int64_t k, const float *dy,
-                        int64_t lddy, const float *x, int64_t ldx, float *dw)
+void avx512bf16_gemm_dw(struct device *d, enum dtype dtype, int64_t m, int64_t n, int64_t k, struct rows dy,
+                        struct rows x, float *dw)
 {
     if (dtype == DT_F32)
-        avx512_gemm_dw(d, dtype, m, n, k, dy, lddy, x, ldx, dw);
+        avx512_gemm_dw(d, dtype, m, n, k, dy, x, dw);
     else
-        gemm_dw_run(d, dtype, m, n, k, dy, lddy, x, ldx, dw);
+        gemm_dw_run(d, dtype, m, n, k, dy, x, dw);
 }

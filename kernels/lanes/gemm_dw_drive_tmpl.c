@@ -14,8 +14,8 @@
 
 // One operand's share in the packed part: [tile][step][width] (32-bit units), zero beyond its columns.
 struct dw_side {
-    const float *src;
-    int64_t ld, cols, width;
+    struct rows src;
+    int64_t cols, width;
     float *packed;
 };
 
@@ -31,8 +31,8 @@ struct gemm_dw {
 };
 
 // dst[tile][step][width] = columns [0, cols) of m rows of src, tiles `stride` units apart.
-static void dw_pack(enum dtype dtype, const float *src, int64_t ld, int64_t m, int64_t cols, int64_t width,
-                    int64_t stride, float *dst);
+static void dw_pack(enum dtype dtype, struct rows src, int64_t m, int64_t cols, int64_t width, int64_t stride,
+                    float *dst);
 // c [TILE_ROWS, TILE_WIDTH] = (fresh ? 0 : c) continued over the steps; `ahead` of both operands' tiles is what comes next.
 static void dw_tile(int64_t steps, const float *dy, const float *x, const float *ahead, float *c, bool fresh);
 
@@ -45,7 +45,7 @@ static void dw_pack_unit(const struct gemm_dw *g, const struct dw_side *s, int64
 {
     const int64_t steps = DW_STEPS(g->m), tiles = max_i64(1, DW_SEGMENT * TILE_ROWS / s->width);
     const int64_t c0 = segment * tiles * s->width, row = group * DW_GROUP;
-    dw_pack(g->dtype, s->src + (g->m0 + row) * s->ld + c0, s->ld, min_i64(DW_GROUP, g->m - row),
+    dw_pack(g->dtype, rows_from(s->src, (g->m0 + row) * s->src.ld + c0), min_i64(DW_GROUP, g->m - row),
             min_i64(tiles * s->width, s->cols - c0), s->width, steps * s->width,
             s->packed + (segment * tiles * steps + DW_STEPS(row)) * s->width);
 }
@@ -150,10 +150,11 @@ static void dw_part(struct gemm_dw *g, struct device *d, bool pack_x)
               g);
 }
 
-static void gemm_dw_run(struct device *d, enum dtype dtype, int64_t m, int64_t n, int64_t k, const float *dy,
-                        int64_t lddy, const float *x, int64_t ldx, float *dw)
+static void gemm_dw_run(struct device *d, enum dtype dtype, int64_t m, int64_t n, int64_t k, struct rows dy,
+                        struct rows x, float *dw)
 {
     assert(dtype == DT_F32 || dtype == DT_BF16);
+    assert(dtype == DT_BF16 || (dy.dtype == DT_F32 && x.dtype == DT_F32));
     if (m == 0 || n == 0 || k == 0)
         return;
     const int64_t wide = ceil_div(k, TILE_WIDTH) * TILE_WIDTH, least = DW_SEGMENT * TILE_ROWS;
@@ -164,10 +165,11 @@ static void gemm_dw_run(struct device *d, enum dtype dtype, int64_t m, int64_t n
     float *packed =
         scratch_shared(d, (size_t)((block + wide) * steps + (parts ? block * wide : 0)) * sizeof(float));
     struct gemm_dw g = {.dtype = dtype, .n = n, .k = k, .dw = dw, .m_all = m};
-    g.x = (struct dw_side){x, ldx, k, TILE_WIDTH, packed};
+    g.x = (struct dw_side){x, k, TILE_WIDTH, packed};
     g.sums = parts ? packed + (block + wide) * steps : NULL;
     for (g.n0 = 0; g.n0 < n; g.n0 += block) {
-        g.dy = (struct dw_side){dy + g.n0, lddy, min_i64(block, n - g.n0), TILE_ROWS, packed + wide * steps};
+        g.dy =
+            (struct dw_side){rows_from(dy, g.n0), min_i64(block, n - g.n0), TILE_ROWS, packed + wide * steps};
         dw_cut(&g, pool_threads(d->pool));
         for (g.m0 = 0; g.m0 < m; g.m0 += part) {
             g.m = min_i64(part, m - g.m0);

@@ -86,10 +86,7 @@ void ref_gemm(struct device *d, const struct gemm_weight *w, int64_t m, struct r
 struct gemm_dw {
     enum dtype dtype;
     int64_t m, n, k;
-    const float *dy;
-    int64_t lddy;
-    const float *x;
-    int64_t ldx;
+    struct rows dy, x;
     float *dw;
 };
 
@@ -100,21 +97,20 @@ static void gemm_dw_rows(void *ctx, int64_t begin, int64_t end, int thread)
     for (int64_t n = begin; n < end; n++)
         for (int64_t k = 0; k < g->k; k++) {
             float acc = 0;
-            for (int64_t m = 0; m < g->m; m++) {
-                float a = g->dy[m * g->lddy + n], b = g->x[m * g->ldx + k];
-                acc = g->dtype == DT_BF16 ? fmaf(round_to_bf16(a), round_to_bf16(b), acc) : fmaf(a, b, acc);
-            }
+            for (int64_t m = 0; m < g->m; m++)
+                acc = fmaf(row_at(&g->dy, g->dtype, m, n), row_at(&g->x, g->dtype, m, k), acc);
             g->dw[n * g->k + k] = g->dw[n * g->k + k] + acc;
         }
 }
 
-void ref_gemm_dw(struct device *d, enum dtype dtype, int64_t m, int64_t n, int64_t k, const float *dy,
-                 int64_t lddy, const float *x, int64_t ldx, float *dw)
+void ref_gemm_dw(struct device *d, enum dtype dtype, int64_t m, int64_t n, int64_t k, struct rows dy,
+                 struct rows x, float *dw)
 {
     assert(dtype == DT_F32 || dtype == DT_BF16);
+    assert(dtype == DT_BF16 || (dy.dtype == DT_F32 && x.dtype == DT_F32));
     if (m == 0)
         return;
-    struct gemm_dw g = {dtype, m, n, k, dy, lddy, x, ldx, dw};
+    struct gemm_dw g = {dtype, m, n, k, dy, x, dw};
     split_run(d, n, 1, 3.0 * (double)m * (double)k, gemm_dw_rows, &g);
 }
 
