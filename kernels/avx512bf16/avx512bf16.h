@@ -51,7 +51,14 @@ static inline bool avx512bf16_pairs(enum dtype t, int64_t dim)
 void avx512bf16_kv_write(struct device *d, const struct attn_cache *c, int n_seqs,
                          const struct attn_seq *seqs, const float *k, int64_t ldk, const float *v,
                          int64_t ldv);
-void avx512bf16_attention(struct device *d, const struct attn_cache *c, int n_heads, float scale, int n_seqs, const struct attn_seq *seqs, const float *q, int64_t ldq, enum dtype out_dtype, void *out, int64_t ldo, float *lse);
-void avx512bf16_attention_grad(struct device *d, enum dtype dtype, int n_heads, int n_kv, int head_dim, float scale, int n_seqs, const struct attn_seq *seqs, const float *q, int64_t ldq, const float *k, int64_t ldk, const float *v, int64_t ldv, enum dtype out_dtype, const void *out, int64_t ldo, const float *lse, const float *dout, int64_t lddo, float *dq, int64_t lddq, float *dk, int64_t lddk, float *dv, int64_t lddv);
+void avx512bf16_attention(struct device *d, const struct attn_cache *c, int n_heads, float scale, int n_seqs,
+                          const struct attn_seq *seqs, const float *q, int64_t ldq, enum dtype out_dtype,
+                          void *out, int64_t ldo, float *lse);
+void avx512bf16_attention_grad(struct device *d, enum dtype dtype, int n_heads, int n_kv, int head_dim,
+                               float scale, int n_seqs, const struct attn_seq *seqs, const float *q,
+                               int64_t ldq, const float *k, int64_t ldk, const float *v, int64_t ldv,
+                               enum dtype out_dtype, const void *out, int64_t ldo, const float *lse,
+                               const float *dout, int64_t lddo, float *dq, int64_t lddq, float *dk,
+                               int64_t lddk, float *dv, int64_t lddv);
 
 #endif
