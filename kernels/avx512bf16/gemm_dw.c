@@ -28,24 +28,38 @@ ALWAYS void pack_f32(const int width, const float *row, int64_t ld, bool second,
         }
 }
 
-// The same from rows that are bf16 already.
+// Lane l: columns first + l of two rows of halves.
+ALWAYS __m512i pair_order(int first)
+{
+    const __m512i lane = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
+    __m512i a = _mm512_add_epi32(lane, _mm512_set1_epi32(first));
+    return _mm512_or_si512(a, _mm512_slli_epi32(_mm512_add_epi32(a, _mm512_set1_epi32(32)), 16));
+}
+
+ALWAYS __mmask32 mask_halves(int64_t n)
+{
+    return n >= 32 ? (__mmask32)-1 : ((__mmask32)1 << n) - 1;
+}
+
+// The same from rows that are bf16 already: two vectors of pairs at a time, two tiles of dy or one of x.
 ALWAYS void pack_bf16(const int width, const uint16_t *row, int64_t ld, bool second, int64_t cols,
                       int64_t stride, float *to)
 {
-    for (int64_t c = 0; c < cols; c += width, to += stride)
-#pragma GCC unroll 2
-        for (int j = 0; j < width; j += 16) {
-            const __mmask16 in = v_mask(max_i64(0, min_i64(min_i64(16, width - j), cols - c - j)));
-            const uint16_t *at = row + c + j;
-            if (second) {
-                __builtin_prefetch(at + 4 * ld);
-                __builtin_prefetch(at + 5 * ld);
-            }
-            __m512i a = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(in, at));
-            __m512i b = second ? _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(in, at + ld))
-                               : _mm512_setzero_si512();
-            _mm512_mask_storeu_epi32(to + j, v_mask(width - j), _mm512_or_si512(a, _mm512_slli_epi32(b, 16)));
+    const int lanes = width < 16 ? width : 16;
+    const int64_t other = width < 16 ? stride : 16, next = width < 16 ? 2 * stride : stride;
+    const __m512i low = pair_order(0), high = pair_order(lanes);
+    for (int64_t c = 0; c < cols; c += 2 * lanes, to += next) {
+        const __mmask32 in = mask_halves(min_i64(2 * lanes, cols - c));
+        __m512i a = _mm512_maskz_loadu_epi16(in, row + c), b = _mm512_setzero_si512();
+        if (second) {
+            b = _mm512_maskz_loadu_epi16(in, row + ld + c);
+            __builtin_prefetch(row + c + 32 * ld); // rows lie far apart: no hardware prefetcher follows
+            __builtin_prefetch(row + c + 33 * ld);
         }
+        _mm512_mask_storeu_epi32(to, v_mask(lanes), _mm512_permutex2var_epi16(a, low, b));
+        if (width > 16 || c + lanes < cols)
+            _mm512_mask_storeu_epi32(to + other, v_mask(lanes), _mm512_permutex2var_epi16(a, high, b));
+    }
 }
 
 static void dw_pack(enum dtype dtype, struct rows src, int64_t m, int64_t cols, int64_t width, int64_t stride,
@@ -67,19 +81,18 @@ static void dw_pack(enum dtype dtype, struct rows src, int64_t m, int64_t cols, 
     }
 }
 
-static void dw_tile(int64_t steps, const float *dy, const float *x, const float *ahead, float *c, bool fresh)
+static void dw_tile(int64_t steps, const float *dy, const float *x, struct dw_ahead ahead, float *c,
+                    bool fresh)
 {
-    const int64_t ahead_step = ahead ? TILE_WIDTH : 0;
-    const float *next = ahead ? ahead : x;
     v16 acc[TILE_ROWS * TILE_COLS];
 #pragma GCC unroll 32
     for (int i = 0; i < TILE_ROWS * TILE_COLS; i++)
         acc[i] = fresh ? v_zero() : v_load(c + 16 * i);
-    for (int64_t s = 0; s < steps; s++, dy += TILE_ROWS, x += TILE_WIDTH, next += ahead_step) {
+    for (int64_t s = 0; s < steps; s++, dy += TILE_ROWS, x += TILE_WIDTH, ahead.at += ahead.stride) {
         __m512i x0 = _mm512_castps_si512(v_load(x)), x1 = _mm512_castps_si512(v_load(x + 16));
         __builtin_prefetch(dy + 40 * TILE_ROWS);
-        __builtin_prefetch(next, 0, 2);
-        __builtin_prefetch(next + 16, 0, 2);
+        __builtin_prefetch(ahead.at, 0, 2);
+        __builtin_prefetch(ahead.at + 16, 0, 2);
 #pragma GCC unroll 16
         for (int r = 0; r < TILE_ROWS; r++) {
             v16 a = v_set(dy[r]);

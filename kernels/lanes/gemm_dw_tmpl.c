@@ -2,7 +2,8 @@
 #define DW_STEPS(m) (m)
 #include "kernels/lanes/gemm_dw_drive_tmpl.c"
 
-static void dw_tile(int64_t steps, const float *dy, const float *x, const float *ahead, float *c, bool fresh)
+static void dw_tile(int64_t steps, const float *dy, const float *x, struct dw_ahead ahead, float *c,
+                    bool fresh)
 {
     (void)ahead;
     struct operands o = {.a = dy, .a_row = 1, .a_k = TILE_ROWS, .b = x, .b_k = TILE_WIDTH, .b_pair = 32};

@@ -355,9 +355,12 @@ static void test_gemm_dw(void **state)
         p.m = i % 19 == 0 ? check_size(&check, 120, 300) : check_size(&check, 0, 40);
         p.n = check_size(&check, 0, i % 101 == 7 ? 420 : 50);
         p.k = check_size(&check, 0, i % 103 == 9 ? 540 : 60);
-        if (i % 211 == 13) // several parts of the batch, several segments of an operand
+        if (i % 211 == 13) // several parts of the batch, several tasks
             p.m = check_size(&check, 380, 1600), p.n = check_size(&check, 100, 230),
             p.k = check_size(&check, 1, 40);
+        if (i == 400 || i == 401) // more of x than is packed at once
+            p.m = check_size(&check, 2000, 2100), p.n = check_size(&check, 1, 15),
+            p.k = check_size(&check, 4200, 4300);
         int special = i % 7 == 0 ? 5 : 0;
         float scale = i % 9 == 3 ? 1e-19f : 1;
         p.dy = operand(p.t, p.t == DT_BF16 && i & 2, p.m, p.n, scale, special, &p.dyr);
