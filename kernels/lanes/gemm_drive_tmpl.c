@@ -105,19 +105,18 @@ static const char *gemm_weights(const struct gemm *g, int64_t n, int64_t k)
     return (const char *)g->w->data + n / PANEL * panel + (k * PANEL + n % PANEL) * size;
 }
 
-ALWAYS void gemm_finish(const struct gemm *g, int64_t m, int64_t n, v16 sum)
+// y from the sums [rows][cols] of a tile with a bias, or at the last columns.
+static __attribute__((noinline)) void gemm_finish(const struct gemm *g, int rows, int cols, int64_t m,
+                                                  int64_t n, const v16 *sums)
 {
-    int64_t left = g->w->n - n;
-    if (left <= 0)
-        return;
-    float *y = g->y + m * g->ldy + n;
-    if (left >= 16) {
+    for (int i = 0; i < rows * cols; i++) {
+        const int64_t at = n + 16 * (i % cols), left = min_i64(16, g->w->n - at);
+        if (left <= 0)
+            continue;
+        float *y = g->y + (m + i / cols) * g->ldy + at;
+        v16 sum = sums[i];
         if (g->bias)
-            sum = v_add(sum, v_load(g->bias + n));
-        v_store(y, g->accumulate ? v_add(v_load(y), sum) : sum);
-    } else {
-        if (g->bias)
-            sum = v_add(sum, v_load_n(g->bias + n, left));
+            sum = v_add(sum, v_load_n(g->bias + at, left));
         v_store_n(y, g->accumulate ? v_add(v_load_n(y, left), sum) : sum, left);
     }
 }
@@ -133,12 +132,14 @@ ALWAYS float *gemm_sum(const struct gemm_pass *p, int64_t r, int64_t n)
 ALWAYS void gemm_begin(const int rows, const int cols, const struct gemm_pass *p, int64_t r0, int64_t n,
                        v16 *acc)
 {
-    if (p->k1 == p->g->w->k)
+    if (p->k1 == p->g->w->k) {
+        const float *y = p->g->y + (p->m0 + r0) * p->g->ldy + n;
 #pragma GCC unroll 16
-        for (int r = 0; r < rows; r++)
+        for (int r = 0; r < rows; r++, y += p->g->ldy)
 #pragma GCC unroll 8
             for (int v = 0; v < cols; v++)
-                __builtin_prefetch(p->g->y + (p->m0 + r0 + r) * p->g->ldy + n + 16 * v, 1, 2);
+                __builtin_prefetch(y + 16 * v, 1, 2);
+    }
     if (p->k0 == 0) {
 #pragma GCC unroll 32
         for (int i = 0; i < rows * cols; i++)
@@ -155,12 +156,28 @@ ALWAYS void gemm_begin(const int rows, const int cols, const struct gemm_pass *p
 ALWAYS void gemm_end(const int rows, const int cols, const struct gemm_pass *p, int64_t r0, int64_t n,
                      const v16 *acc)
 {
-    if (p->k1 == p->g->w->k) {
+    const struct gemm *g = p->g;
+    if (p->k1 == g->w->k && (g->bias || n + 16 * cols > g->w->n)) {
+        v16 sums[TILE_ROWS * TILE_COLS];
+#pragma GCC unroll 32
+        for (int i = 0; i < rows * cols; i++)
+            sums[i] = acc[i];
+        gemm_finish(g, rows, cols, p->m0 + r0, n, sums);
+    } else if (p->k1 == g->w->k) {
+        float *y = g->y + (p->m0 + r0) * g->ldy + n;
+        if (g->accumulate) {
 #pragma GCC unroll 16
-        for (int r = 0; r < rows; r++)
+            for (int r = 0; r < rows; r++, y += g->ldy)
 #pragma GCC unroll 8
-            for (int v = 0; v < cols; v++)
-                gemm_finish(p->g, p->m0 + r0 + r, n + 16 * v, acc[r * cols + v]);
+                for (int v = 0; v < cols; v++)
+                    v_store(y + 16 * v, v_add(v_load(y + 16 * v), acc[r * cols + v]));
+        } else {
+#pragma GCC unroll 16
+            for (int r = 0; r < rows; r++, y += g->ldy)
+#pragma GCC unroll 8
+                for (int v = 0; v < cols; v++)
+                    v_store(y + 16 * v, acc[r * cols + v]);
+        }
     } else {
 #pragma GCC unroll 16
         for (int r = 0; r < rows; r++)
