@@ -8,20 +8,26 @@
 
 // ---- tiles -----------------------------------------------------------------------------------------------
 
-// acc continued over n_pairs from input k of the pass on; w is the first panel's pair-row, panels lie `panel` bytes apart. cols is even:
-// whole panels, one after the other, for the widened codes of all of them together would not fit the registers.
-ALWAYS void pair_chain(const int rows, const int cols, const enum dtype t, const struct gemm_pass *p,
-                       int64_t k, int64_t n_pairs, const unit *x, const char *w, int64_t panel, v16 *acc)
+// Two lines asked for at every step of a loop over pairs, the next step's so many bytes on.
+struct fetch {
+    const char *at;
+    int64_t step;
+};
+
+// acc continued over n_pairs; w is the first panel's pair-row, panels lie `panel` bytes apart. cols is even: whole panels, one after the
+// other, for the widened codes of all of them together would not fit the registers. Without `fetching` f is not read.
+ALWAYS void pair_chain(const int rows, const int cols, const enum dtype t, const bool fetching,
+                       const struct gemm_pass *p, int64_t n_pairs, const unit *x, const char *w,
+                       int64_t panel, struct fetch f, v16 *acc)
 {
-    const int64_t ldx = p->ldx, ahead_step = p->ahead_step, reach = p->reach;
-    const char *ahead = p->ahead + (k - p->k0) / 2 * ahead_step;
+    const int64_t ldx = p->ldx, reach = p->reach;
     const int64_t step = 2 * PANEL * (int64_t)dtype_bytes(t);
     for (int64_t i = 0; i < n_pairs; i++, w += step) {
         v16 a[TILE_ROWS];
-        if (cols == TILE_COLS) {
-            __builtin_prefetch(ahead, 0, 2);
-            __builtin_prefetch(ahead + 64, 0, 2);
-            ahead += ahead_step;
+        if (fetching) {
+            __builtin_prefetch(f.at, 0, 2);
+            __builtin_prefetch(f.at + 64, 0, 2);
+            f.at += f.step;
         }
 #pragma GCC unroll 16
         for (int r = 0; r < rows; r++)
@@ -50,13 +56,37 @@ ALWAYS void pair_chain(const int rows, const int cols, const enum dtype t, const
     }
 }
 
+// The same, where the pass wants lines ahead of those already asked for at `done` steps.
+ALWAYS void pair_ahead(const int rows, const int cols, const enum dtype t, const struct gemm_pass *p,
+                       int64_t done, int64_t n_pairs, const unit *x, const char *w, int64_t panel, v16 *acc)
+{
+    const struct fetch ahead = {p->ahead + done * p->ahead_step, p->ahead_step};
+    const int64_t asking = cols == TILE_COLS ? min_i64(max_i64(p->ahead_steps - done, 0), n_pairs) : 0;
+    if (cols == TILE_COLS)
+        pair_chain(rows, cols, t, true, p, asking, x, w, panel, ahead, acc);
+    pair_chain(rows, cols, t, false, p, n_pairs - asking, x + asking,
+               w + asking * 2 * PANEL * (int64_t)dtype_bytes(t), panel, ahead, acc);
+}
+
+// What is asked for costs a tile its time too: a high one asks for the lines of y row by row in its first steps, since all of them at once
+// would hold its own operands up.
 ALWAYS void bf16_tile(const int rows, const int cols, const struct gemm_pass *p, int64_t r0, int64_t n)
 {
-    const int64_t k = p->g->w->k, panel = ceil_div(k, 2) * 2 * PANEL * 2;
+    const struct gemm *g = p->g;
+    const int64_t k = g->w->k, panel = ceil_div(k, 2) * 2 * PANEL * 2, pairs = ceil_div(p->k1 - p->k0, 2);
+    const bool high = rows > TILE_WIDE_ROWS;
+    const int64_t first = high && p->k1 == k ? min_i64(rows, pairs) : 0;
+    const unit *x = p->x + r0 * p->ldx;
+    const char *w = (const char *)g->w->data + n / PANEL * panel + p->k0 * PANEL * 2;
+    const struct fetch y = {(const char *)(g->y + (p->m0 + r0) * g->ldy + n),
+                            g->ldy * (int64_t)sizeof(float)};
     v16 acc[TILE_ROWS * TILE_COLS];
     gemm_begin(rows, cols, p, r0, n, acc);
-    pair_chain(rows, cols, DT_BF16, p, p->k0, ceil_div(p->k1 - p->k0, 2), p->x + r0 * p->ldx,
-               (const char *)p->g->w->data + n / PANEL * panel + p->k0 * PANEL * 2, panel, acc);
+    if (high)
+        pair_chain(rows, cols, DT_BF16, true, p, first, x, w, panel, y, acc);
+    else
+        gemm_ask(rows, cols, p, r0, n);
+    pair_ahead(rows, cols, DT_BF16, p, 0, pairs - first, x + first, w + first * 2 * PANEL * 2, panel, acc);
     gemm_end(rows, cols, p, r0, n, acc);
 }
 
@@ -66,13 +96,15 @@ ALWAYS void fp8_tile(const int rows, const int cols, const struct gemm_pass *p, 
     const int64_t panel = ceil_div(g->k, 2) * 2 * PANEL, blocks = ceil_div(g->k, FP8_BLOCK);
     const char *w = (const char *)g->data + n / PANEL * panel;
     v16 acc[TILE_ROWS * TILE_COLS], total[TILE_ROWS * TILE_COLS];
+    gemm_ask(rows, cols, p, r0, n);
     gemm_begin(rows, cols, p, r0, n, total);
     for (int64_t k = p->k0; k < p->k1; k += FP8_BLOCK) {
 #pragma GCC unroll 32
         for (int i = 0; i < rows * cols; i++)
             acc[i] = v_zero();
-        pair_chain(rows, cols, DT_FP8, p, k, ceil_div(min_i64(FP8_BLOCK, p->k1 - k), 2),
-                   p->x + r0 * p->ldx + (k - p->k0) / 2, w + k * PANEL, panel, acc);
+        const int64_t done = (k - p->k0) / 2;
+        pair_ahead(rows, cols, DT_FP8, p, done, ceil_div(min_i64(FP8_BLOCK, p->k1 - k), 2),
+                   p->x + r0 * p->ldx + done, w + k * PANEL, panel, acc);
 #pragma GCC unroll 8
         for (int v = 0; v < cols; v++) {
             v16 scale = v_set(g->scales[(n + 16 * v) / FP8_BLOCK * blocks + k / FP8_BLOCK]);
@@ -135,6 +167,7 @@ ALWAYS void stream_panels(const int rows, const enum dtype t, const struct gemm_
     for (int64_t n = n0; n < n1; n += PANEL, panel += panel_bytes) {
         v16 acc[2 * STREAM_ROWS], total[2 * STREAM_ROWS];
         const char *w = panel;
+        gemm_ask(rows, 2, p, 0, n);
         gemm_begin(rows, 2, p, 0, n, total);
         for (int64_t k = p->k0; k < p->k1; k += length) {
             int64_t pairs = ceil_div(min_i64(length, p->k1 - k), 2);

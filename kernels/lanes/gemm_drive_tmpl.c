@@ -48,9 +48,10 @@ struct gemm_pass {
     int64_t ldx;
     float *sums; // [columns from n0, by 16][m][16] between blocks of inputs
     int64_t n0;
-    const char *ahead;  // a tile asks for two lines a step of two inputs from here …
-    int64_t ahead_step; // … and moves on by so many bytes, or 0: nothing is wanted
-    int64_t reach;      // a wide tile asks for the weights so many bytes beyond those it reads
+    const char *ahead;   // a tile asks for two lines from here in the first …
+    int64_t ahead_steps; // … of its steps of two inputs (0: nothing is wanted) …
+    int64_t ahead_step;  // … and moves on by so many bytes each time
+    int64_t reach;       // a wide tile asks for the weights so many bytes beyond those it reads
 };
 
 // Rows [m0 + r, …) of y, columns from n.
@@ -126,20 +127,24 @@ ALWAYS float *gemm_sum(const struct gemm_pass *p, int64_t r, int64_t n)
     return p->sums + ((n - p->n0) / 16 * p->m + r) * 16;
 }
 
-// The sums as the last block of inputs left them. In the last block the lines of y are asked for: its rows lie apart, no hardware
-// prefetcher foresees them. They come into the second-level cache: rows a multiple of 4 KiB apart would all fall into one set of the
-// first.
+// In the last block of inputs the lines of y are asked for: its rows lie apart, no hardware prefetcher foresees them. They come into the
+// second-level cache: rows a multiple of 4 KiB apart would all fall into one set of the first.
+ALWAYS void gemm_ask(const int rows, const int cols, const struct gemm_pass *p, int64_t r0, int64_t n)
+{
+    if (p->k1 < p->g->w->k)
+        return;
+    const float *y = p->g->y + (p->m0 + r0) * p->g->ldy + n;
+#pragma GCC unroll 16
+    for (int r = 0; r < rows; r++, y += p->g->ldy)
+#pragma GCC unroll 8
+        for (int v = 0; v < cols; v++)
+            __builtin_prefetch(y + 16 * v, 1, 2);
+}
+
+// The sums as the last block of inputs left them.
 ALWAYS void gemm_begin(const int rows, const int cols, const struct gemm_pass *p, int64_t r0, int64_t n,
                        v16 *acc)
 {
-    if (p->k1 == p->g->w->k) {
-        const float *y = p->g->y + (p->m0 + r0) * p->g->ldy + n;
-#pragma GCC unroll 16
-        for (int r = 0; r < rows; r++, y += p->g->ldy)
-#pragma GCC unroll 8
-            for (int v = 0; v < cols; v++)
-                __builtin_prefetch(y + 16 * v, 1, 2);
-    }
     if (p->k0 == 0) {
 #pragma GCC unroll 32
         for (int i = 0; i < rows * cols; i++)
@@ -205,30 +210,33 @@ static void gemm_few(struct gemm_pass *p, int64_t n0, int64_t n1)
         p->reach = i + 1 < tiles && next <= FEW_REACH ? next : FEW_NEAR;
         p->ahead = gemm_weights(g, n0 + a * PANEL, p->k0) + p->reach; // one panel wide: the same
         p->ahead_step = 2 * PANEL * (int64_t)dtype_bytes(g->w->dtype);
+        p->ahead_steps = ceil_div(p->k1 - p->k0, 2);
         gemm_pick(g->w->dtype, p->m, (b - a) * VECTORS)(p, 0, n0 + a * PANEL);
     }
 }
 
 // Columns [n0, n1) of a pass of more rows; n0 is a multiple of PANEL. While the first tile of a panel computes, the next panel comes in;
-// while the others do, a row of x each of the `x_rows` at x_ahead that this thread rounds next.
+// while the others of the last panels do, a row of x each of the `x_rows` at x_ahead that this thread reads next.
 static void gemm_many(struct gemm_pass *p, int64_t n0, int64_t n1, const char *x_ahead, int64_t x_rows)
 {
     const struct gemm *g = p->g;
-    const int64_t tiles = ceil_div(p->m, TILE_ROWS), x_bytes = (int64_t)dtype_bytes(g->x.dtype);
+    const int64_t tiles = ceil_div(p->m, TILE_ROWS), inputs = p->k1 - p->k0;
+    const int64_t x_bytes = (int64_t)dtype_bytes(g->x.dtype);
+    const int64_t last = n1 - ceil_div(x_rows, max_i64(tiles - 1, 1)) * PANEL;
+    p->ahead_step = 128;
     for (int64_t n = n0; n < n1; n += 16 * TILE_COLS)
         for (int64_t i = 0; i < tiles; i++) { // tiles of about equal height
             int64_t r0 = p->m * i / tiles, r1 = p->m * (i + 1) / tiles;
-            p->ahead_step = 128;
+            p->ahead = (const char *)p->x;
+            p->ahead_steps = 0;
             if (i == 0 && n + PANEL < n1) {
                 p->ahead = gemm_weights(g, n + PANEL, p->k0);
-            } else if (x_rows > 0) {
+                p->ahead_steps = ceil_div(inputs, 2);
+            } else if (n >= last && x_rows > 0) {
                 p->ahead = x_ahead;
-                p->ahead_step = 2 * x_bytes;
+                p->ahead_steps = ceil_div(inputs * x_bytes, p->ahead_step);
                 x_ahead += g->x.ld * x_bytes;
                 x_rows--;
-            } else {
-                p->ahead = (const char *)p->x;
-                p->ahead_step = 0;
             }
             gemm_pick(g->w->dtype, r1 - r0, TILE_COLS)(p, r0, n);
         }
@@ -269,9 +277,9 @@ static void gemm_chunk(const struct gemm *g, int64_t m0, int64_t m, int64_t n0, 
                                : operand;
             if (room && (p.n0 == n0 || blocks > 1))
                 gemm_operand(g, m0, m, p.k0, p.k1, operand);
-            // What is rounded next: the next block, of this pass over the blocks or the next one, or the next chunk's first.
+            // What is read next: the next block, of this pass over the blocks or the next one, or the next chunk's first.
             const bool again = b + 1 < blocks || (blocks > 1 && p.n0 + columns < n1);
-            const int64_t row = again ? m0 : next, rows = room ? min_i64(m, g->m - row) : 0;
+            const int64_t row = again ? m0 : next, rows = g->operand ? 0 : min_i64(m, g->m - row);
             const char *ahead = gemm_x(g, row, (b + 1) % blocks * inputs);
             if (m <= TILE_WIDE_ROWS && gemm_cached(g->w))
                 gemm_few(&p, p.n0, min_i64(p.n0 + columns, n1));

@@ -11,6 +11,7 @@ ALWAYS void gemm_tile(const int rows, const int cols, const enum dtype t, const 
     struct operands o = {
         .a = p->x + r0 * p->ldx, .a_row = p->ldx, .a_k = 1, .b = w, .b_k = PANEL, .b_pair = PANEL * g->k};
     v16 acc[TILE_ROWS * TILE_COLS];
+    gemm_ask(rows, cols, p, r0, n);
     gemm_begin(rows, cols, p, r0, n, acc);
     if (t != DT_FP8) {
         tile_chain(rows, cols, t, p->k1 - p->k0, &o, -1, acc);
