@@ -1,7 +1,5 @@
-// Template: embedding, rotary embedding, SwiGLU, additions: row by row or element by element.
+// Template: embedding, rotary embedding, additions: row by row or element by element.
 #include <assert.h>
-
-#include "kernels/lanes/rows_tmpl.c"
 
 struct rope {
     int64_t heads, dim;
@@ -38,89 +36,6 @@ void LANES(rope)(struct device *d, int64_t t, int64_t heads, int64_t head_dim, f
     assert(head_dim % 2 == 0 && (sign == 1 || sign == -1));
     struct rope a = {heads, head_dim, x, ldx, pos, cos, sin, sign};
     split_run(d, t, 1, 0.2 * (double)(heads * head_dim) + 5, rope_rows, &a);
-}
-
-struct swiglu {
-    int64_t f;
-    const void *gu;
-    const float *dy;
-    void *out, *y; // dgu; y
-    uint16_t *kept;
-};
-
-ALWAYS void swiglu_range(const enum dtype t, const struct swiglu *a, int64_t begin, int64_t end)
-{
-    v16 one = v_set(1.0f);
-    for (int64_t row = begin; row < end; row++)
-        for (int64_t i = 0; i < a->f; i += 16) {
-            int64_t n = min_i64(16, a->f - i), at = row * 2 * a->f + i;
-            v16 g = v_load_n((const float *)a->gu + at, n), u = v_load_n((const float *)a->gu + at + a->f, n);
-            rows_store(t, a->y, row * a->f + i, v_mul(v_div(g, v_add(one, v_exp(v_neg(g)))), u), n);
-            if (a->kept) {
-                v_store_bf16_n(a->kept + at, g, n);
-                v_store_bf16_n(a->kept + at + a->f, u, n);
-            }
-        }
-}
-
-static void swiglu_f32(void *ctx, int64_t begin, int64_t end, int thread)
-{
-    (void)thread;
-    swiglu_range(DT_F32, ctx, begin, end);
-}
-
-static void swiglu_bf16(void *ctx, int64_t begin, int64_t end, int thread)
-{
-    (void)thread;
-    swiglu_range(DT_BF16, ctx, begin, end);
-}
-
-void LANES(swiglu)(struct device *d, int64_t t, int64_t f, const float *gu, enum dtype y_dtype, void *y,
-                   uint16_t *kept)
-{
-    assert(y_dtype == DT_F32 || y_dtype == DT_BF16);
-    struct swiglu a = {.f = f, .gu = gu, .y = y, .kept = kept};
-    split_run(d, t, 1, 0.5 * (double)f, y_dtype == DT_F32 ? swiglu_f32 : swiglu_bf16, &a);
-}
-
-// t: of gu; out: of dgu and y.
-ALWAYS void swiglu_grad_range(const enum dtype t, const enum dtype out, const struct swiglu *a, int64_t begin,
-                              int64_t end)
-{
-    v16 one = v_set(1.0f);
-    for (int64_t row = begin; row < end; row++)
-        for (int64_t i = 0; i < a->f; i += 16) {
-            int64_t n = min_i64(16, a->f - i), at = row * 2 * a->f + i;
-            v16 g = rows_load(t, a->gu, at, n), u = rows_load(t, a->gu, at + a->f, n),
-                dy = v_load_n(a->dy + row * a->f + i, n), below = v_add(one, v_exp(v_neg(g)));
-            v16 sigmoid = v_div(one, below);
-            v16 dg = v_mul(v_mul(dy, u), v_mul(sigmoid, v_fma(g, v_sub(one, sigmoid), one)));
-            rows_store(out, a->out, at, dg, n);
-            rows_store(out, a->out, at + a->f, v_mul(dy, v_mul(g, sigmoid)), n);
-            if (a->y)
-                rows_store(out, a->y, row * a->f + i, v_mul(v_div(g, below), u), n);
-        }
-}
-
-#define SWIGLU_GRAD(name, t, out)                                                                            \
-    static void swiglu_grad_##name(void *ctx, int64_t begin, int64_t end, int thread)                        \
-    {                                                                                                        \
-        (void)thread;                                                                                        \
-        swiglu_grad_range(t, out, ctx, begin, end);                                                          \
-    }
-SWIGLU_GRAD(f32_f32, DT_F32, DT_F32)
-SWIGLU_GRAD(f32_bf16, DT_F32, DT_BF16)
-SWIGLU_GRAD(bf16_f32, DT_BF16, DT_F32)
-SWIGLU_GRAD(bf16_bf16, DT_BF16, DT_BF16)
-
-void LANES(swiglu_grad)(struct device *d, int64_t t, int64_t f, enum dtype dtype, const void *gu,
-                        const float *dy, enum dtype out, void *dgu, void *y)
-{
-    static split_fn *const run[2][2] = {{swiglu_grad_f32_f32, swiglu_grad_f32_bf16},
-                                        {swiglu_grad_bf16_f32, swiglu_grad_bf16_bf16}};
-    assert((dtype == DT_F32 || dtype == DT_BF16) && (out == DT_F32 || out == DT_BF16));
-    struct swiglu a = {.f = f, .gu = gu, .dy = dy, .out = dgu, .y = y};
-    split_run(d, t, 1, 0.8 * (double)f, run[dtype == DT_BF16][out == DT_BF16], &a);
 }
 
 struct elements {
