@@ -107,7 +107,8 @@ static void chunk_backward(struct train *t, const struct weights *w, int32_t fir
                           h->dlogprob + first, dentropy ? h->entropy + first : NULL,
                           dentropy ? h->dentropy + first : NULL);
     struct rows dlogits = linear_rows(t->d, w->dtype, m, V, h->logits, V, h->logits, 2 * V);
-    linear_grad_w(t->d, &w->head, w->dtype, m, dlogits, rows_f32(h->picked, C), grads);
+    struct rows hidden = linear_rows(t->d, w->dtype, m, C, h->picked, C, h->picked, 2 * C);
+    linear_grad_w(t->d, &w->head, w->dtype, m, dlogits, hidden, grads);
     linear_grad_x(t->d, &w->head, m, dlogits, false, h->picked, C);
     h->in_buffer = -1;
     t->d->k->embed_grad(t->d, C, m, h->rows + first, h->picked, t->dhidden); // rows are distinct: a scatter
