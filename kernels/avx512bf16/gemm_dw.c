@@ -15,8 +15,8 @@ ALWAYS void pack_f32(const int width, const float *row, int64_t ld, bool second,
 #pragma GCC unroll 2
             for (int j = 0; j < width; j += 16) {
                 const float *at = row + c + j;
-                __builtin_prefetch(at + 4 * ld); // rows lie far apart: no hardware prefetcher follows
-                __builtin_prefetch(at + 5 * ld);
+                __builtin_prefetch(at + 32 * ld); // rows lie far apart: no hardware prefetcher follows
+                __builtin_prefetch(at + 33 * ld);
                 _mm512_mask_storeu_ps(to + j, v_mask(width - j), v_pairs(v_load(at), v_load(at + ld)));
             }
     for (; c < cols; c += width, to += stride)

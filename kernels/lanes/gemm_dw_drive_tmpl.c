@@ -6,9 +6,9 @@
 
 #include "kernels/lanes/tile_tmpl.c"
 
-#define DW_GROUP   32                  // rows of x packed in one go
-#define DW_LONGEST 512                 // steps of a part, at most
-#define DW_TILES   8                   // tiles of dy of a task
+#define DW_GROUP   32   // rows of x packed in one go
+#define DW_LONGEST 1024 // steps of a part, at most
+#define DW_TILES   10 // tiles of dy of a task, at most: with a part's steps, half a second-level cache of 1 MiB
 #define DW_PACKED  ((int64_t)16 << 20) // bytes of packed x, about
 #define TILE_WIDTH (16 * TILE_COLS)
 #define TILE_AREA  (TILE_ROWS * TILE_WIDTH)
@@ -33,7 +33,7 @@ struct dw_task {
     float *sums; // [tile of x][tile of dy][TILE_AREA]
 };
 
-// What a tile's thread asks for while it computes: a line of `at` a step.
+// What is asked for into the second-level cache while a tile is computed: step by step the next `stride` units.
 struct dw_ahead {
     const float *at;
     int64_t stride;
@@ -61,6 +61,13 @@ static void dw_expect(const struct gemm_dw *g, int64_t n, int64_t rows, int64_t 
     for (int64_t r = 0; r < rows; r++)
         for (int64_t v = 0; v < TILE_WIDTH && k + v < g->k1; v += 16)
             __builtin_prefetch(g->dw + (n + r) * g->k + k + v, 1, 2);
+}
+
+// The next tile's sums, into the first-level cache.
+static void dw_expect_sums(const float *sums)
+{
+    for (int64_t i = 0; i < TILE_AREA; i += 16)
+        __builtin_prefetch(sums + i, 1, 3);
 }
 
 static void dw_store(const struct gemm_dw *g, const float *sums, int64_t n, int64_t rows, int64_t k)
@@ -100,6 +107,8 @@ static void dw_part(const struct dw_task *t, int64_t m0, int64_t m)
             float *sums = t->sums + (whole ? 0 : (j - t->j0) * tiles + i) * TILE_AREA;
             if (last)
                 dw_expect(g, n, rows, k);
+            if (!whole)
+                dw_expect_sums(sums + TILE_AREA);
             dw_tile(steps, t->dy + i * steps * TILE_ROWS, x,
                     (struct dw_ahead){next + i * steps * stride, stride}, sums, first);
             if (last)
@@ -154,7 +163,7 @@ static void gemm_dw_run(struct device *d, enum dtype dtype, int64_t m, int64_t n
     const int64_t tk = ceil_div(k, TILE_WIDTH);
     const int64_t fit = max_i64(DW_PACKED / (g.steps * TILE_WIDTH * (int64_t)sizeof(float)), 8);
     const int64_t block = ceil_div(tk, ceil_div(tk, fit)) * TILE_WIDTH;
-    const int64_t pairs = ceil_div(m, 2), longest = DW_LONGEST * 2 / (int64_t)DW_STEPS(2) / 2;
+    const int64_t pairs = ceil_div(m, 2), longest = DW_LONGEST / (int64_t)DW_STEPS(2);
     g.part = 2 * ceil_div(pairs, ceil_div(pairs, longest)); // parts of one length, whole pairs of rows
     g.packed = scratch_shared(d, (size_t)(block * g.steps) * sizeof(float));
     for (g.k0 = 0; g.k0 < k; g.k0 = g.k1) {
