@@ -68,21 +68,21 @@ ALWAYS void pair_ahead(const int rows, const int cols, const enum dtype t, const
                w + asking * 2 * PANEL * (int64_t)dtype_bytes(t), panel, ahead, acc);
 }
 
-// What is asked for costs a tile its time too: a high one asks for the lines of y row by row in its first steps, since all of them at once
-// would hold its own operands up.
+// What is asked for costs a tile its time too: a high one whose steps are free asks for the lines of y row by row in the first of them,
+// since all of them at once would hold its own operands up.
 ALWAYS void bf16_tile(const int rows, const int cols, const struct gemm_pass *p, int64_t r0, int64_t n)
 {
     const struct gemm *g = p->g;
     const int64_t k = g->w->k, panel = ceil_div(k, 2) * 2 * PANEL * 2, pairs = ceil_div(p->k1 - p->k0, 2);
-    const bool high = rows > TILE_WIDE_ROWS;
-    const int64_t first = high && p->k1 == k ? min_i64(rows, pairs) : 0;
+    const bool apart = rows > TILE_WIDE_ROWS && p->ahead_steps < pairs;
+    const int64_t first = apart && p->k1 == k ? min_i64(rows, pairs) : 0;
     const unit *x = p->x + r0 * p->ldx;
     const char *w = (const char *)g->w->data + n / PANEL * panel + p->k0 * PANEL * 2;
     const struct fetch y = {(const char *)(g->y + (p->m0 + r0) * g->ldy + n),
                             g->ldy * (int64_t)sizeof(float)};
     v16 acc[TILE_ROWS * TILE_COLS];
     gemm_begin(rows, cols, p, r0, n, acc);
-    if (high)
+    if (apart)
         pair_chain(rows, cols, DT_BF16, true, p, first, x, w, panel, y, acc);
     else
         gemm_ask(rows, cols, p, r0, n);
