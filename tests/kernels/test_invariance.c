@@ -134,7 +134,7 @@ static void test_dw_threads(void **state)
 {
     (void)state;
     dw_threads(900, 200, 330);
-    dw_threads(1901, 43, 75);
+    dw_threads(2101, 43, 75);
     for (int i = 0; i < 10; i++)
         dw_threads(1 + (int64_t)rng_below(&rng, 300), 1 + (int64_t)rng_below(&rng, 200),
                    1 + (int64_t)rng_below(&rng, 200));
