@@ -40,6 +40,36 @@ struct gemm_weight {
     float *scales; // DT_FP8: [ceil(n/128), ceil(k/128)], else NULL
 };
 
+// Rows of an operand of a product: [rows, columns] with stride ld (elements), F32, or BF16 where the product rounds to bf16 anyway: then
+// whoever made the rows has rounded them (RNE), and the bits of the product are the same.
+struct rows {
+    enum dtype dtype; // DT_F32 or DT_BF16
+    const void *at;
+    int64_t ld;
+};
+static inline struct rows rows_of(enum dtype dtype, const void *at, int64_t ld)
+{
+    return (struct rows){dtype, at, ld};
+}
+static inline struct rows rows_f32(const float *at, int64_t ld)
+{
+    return rows_of(DT_F32, at, ld);
+}
+static inline struct rows rows_bf16(const uint16_t *at, int64_t ld)
+{
+    return rows_of(DT_BF16, at, ld);
+}
+// Rows of the same operand from column c on.
+static inline struct rows rows_from(struct rows r, int64_t c)
+{
+    return rows_of(r.dtype, (const char *)r.at + c * (int64_t)dtype_bytes(r.dtype), r.ld);
+}
+// What activations are handed over in to products with weights of this dtype.
+static inline enum dtype rows_dtype(enum dtype weights)
+{
+    return weights == DT_F32 ? DT_F32 : DT_BF16;
+}
+
 // One sequence of a batch for attention: rows [row0, row0 + n_rows) hold the queries at positions pos0, pos0+1, …;
 // the query at position p attends keys 0 … p. Key j lives in page pages[j / page_tokens], slot j % page_tokens.
 struct attn_seq {
@@ -75,19 +105,19 @@ struct kernels {
 
     // ---- GEMM ------------------------------------------------------------------------------------------------
     // s = sum_k x[m,k] W[n,k] + bias[n];  y[m,n] = accumulate ? y[m,n] + s : s
-    //   x [M, K] f32 stride ldx; y [M, N] f32 stride ldy; bias [N] f32 or NULL. M >= 0.
+    //   x [M, K] F32, or with BF16 and FP8 weights BF16; y [M, N] f32 stride ldy; bias [N] f32 or NULL. M >= 0.
     //   F32:  chain(k) on f32.
     //   BF16: x rounded to bf16, products of bf16 widened to f32, chain(k).
     //   FP8:  x rounded to bf16; per 128-wide K block b: t_b = chain(k in b) over widened codes;
     //         acc = fma(t_b, scale[n/128, b], acc) for b ascending.
     //   Classes from avx512bf16 on have their own fixed order for BF16 and FP8: avx512bf16/avx512bf16.h, amx/amx.h.
-    void (*gemm)(struct device *d, const struct gemm_weight *w, int64_t m, const float *x, int64_t ldx,
-                 const float *bias, bool accumulate, float *y, int64_t ldy);
+    void (*gemm)(struct device *d, const struct gemm_weight *w, int64_t m, struct rows x, const float *bias,
+                 bool accumulate, float *y, int64_t ldy);
     // Weight gradients: dw[n,k] += chain(m)(dy[m,n], x[m,k]): the chain starts at 0 and its result is added once.
-    //   dy [M, N], x [M, K], dw [N, K] f32. DT_BF16: both operands are rounded to bf16 first (f32 accumulation;
-    //   classes from avx512bf16 on: their own fixed order).
-    void (*gemm_dw)(struct device *d, enum dtype dtype, int64_t m, int64_t n, int64_t k, const float *dy,
-                    int64_t lddy, const float *x, int64_t ldx, float *dw);
+    //   dy [M, N], x [M, K]; dw [N, K] f32. DT_F32: both F32. DT_BF16: either of them F32 or BF16, and rounded to bf16 if it is not (f32
+    //   accumulation; classes from avx512bf16 on: their own fixed order).
+    void (*gemm_dw)(struct device *d, enum dtype dtype, int64_t m, int64_t n, int64_t k, struct rows dy,
+                    struct rows x, float *dw);
     // db[n] += dy[m,n], m ascending
     void (*bias_grad)(struct device *d, int64_t m, int64_t n, const float *dy, int64_t lddy, float *db);
 
@@ -101,9 +131,9 @@ struct kernels {
 
     // ---- norm, rope, activation ------------------------------------------------------------------------------
     // RMSNorm (Zhang & Sennrich 2019): r = 1 / sqrt(sum16(x^2) / C + eps); y = (x * r) * w.
-    //   x, y [T, C] stride ldx, ldy (y may be x). rstd [T] out, or NULL.
+    //   x [T, C] stride ldx; y [T, C] stride ldy, F32 (then y may be x) or BF16 (rounded to nearest even). rstd [T] out, or NULL.
     void (*rmsnorm)(struct device *d, int64_t t, int64_t c, const float *x, int64_t ldx, const float *w,
-                    float eps, float *y, int64_t ldy, float *rstd);
+                    float eps, enum dtype y_dtype, void *y, int64_t ldy, float *rstd);
     // dx (+)= r*(w*dy) - x * (r^3 * sum16((dy*w)*x) / C);  dw += chain(t)(dy, x*r). dx overlaps neither x nor dy.
     void (*rmsnorm_grad)(struct device *d, int64_t t, int64_t c, const float *x, int64_t ldx, const float *w,
                          float eps, const float *dy, int64_t lddy, bool accumulate, float *dx, int64_t lddx,
@@ -113,13 +143,15 @@ struct kernels {
     //   x [T, heads, D] in place, row stride ldx; tables cos, sin [max_pos, D/2].
     void (*rope)(struct device *d, int64_t t, int64_t heads, int64_t head_dim, float *x, int64_t ldx,
                  const int32_t *pos, const float *cos, const float *sin, int sign);
-    // y = silu(g) * u, silu(g) = g / (1 + exp(-g)).  gu [T, 2F]: g in [0, F), u in [F, 2F); y [T, F].
+    // y = silu(g) * u, silu(g) = g / (1 + exp(-g)).  gu [T, 2F]: g in [0, F), u in [F, 2F); y [T, F] F32 | BF16.
     // kept [T, 2F] = bf16(gu) for the gradient, on the way, or NULL.
-    void (*swiglu)(struct device *d, int64_t t, int64_t f, const float *gu, float *y, uint16_t *kept);
+    void (*swiglu)(struct device *d, int64_t t, int64_t f, const float *gu, enum dtype y_dtype, void *y,
+                   uint16_t *kept);
     // With o = 1 / (1 + exp(-g)): dg = (dy u) (o (1 + g (1 - o))), du = dy (g o).  gu [T, 2F] dtype F32 | BF16;
-    // dgu [T, 2F] f32 out (may be gu of DT_F32); y [T, F] out (may be dy): silu(g) * u once more, or NULL.
+    // dgu [T, 2F] and y [T, F] out, of dtype `out` F32 | BF16: y is silu(g) * u once more, or NULL. dgu may be gu of the same dtype, y
+    // may be dy if F32.
     void (*swiglu_grad)(struct device *d, int64_t t, int64_t f, enum dtype dtype, const void *gu,
-                        const float *dy, float *dgu, float *y);
+                        const float *dy, enum dtype out, void *dgu, void *y);
     // y += x, n elements
     void (*add)(struct device *d, int64_t n, const float *x, float *y);
     // x = bf16(x) in place
@@ -138,16 +170,17 @@ struct kernels {
     //   FP8: chains over the widened codes; s = scale * (chain(D)(q, k) * k_scale) and p * v_scale goes into the chain of
     //   values (not into the sum).
     //   Classes from avx512bf16 on have their own fixed order for BF16 and FP8 pages (avx512bf16/avx512bf16.h).
-    //   q [T, H*D] stride ldq; out [T, H*D] stride ldo; lse [T, H] = m + log l, or NULL.
+    //   q [T, H*D] stride ldq; out [T, H*D] stride ldo, F32 or BF16 (the last step, rounded to nearest even); lse [T, H] = m + log l,
+    //   or NULL.
     void (*attention)(struct device *d, const struct attn_cache *c, int n_heads, float scale, int n_seqs,
-                      const struct attn_seq *seqs, const float *q, int64_t ldq, float *out, int64_t ldo,
-                      float *lse);
+                      const struct attn_seq *seqs, const float *q, int64_t ldq, enum dtype out_dtype,
+                      void *out, int64_t ldo, float *lse);
     // Gradient of all rows that attend one another: a sequence begins at position 0, or it is a branch. A branch has pos0 > 0, a
     // multiple of ATTN_BLOCK, and goes on from the nearest sequence before it with pos0 = 0, its root: its keys 0 … pos0 - 1 are
     // the root's rows of these positions, which there must be (pos0 <= root's n_rows). What the rows that several sequences share
     // cost is so paid once, and a root with its branches is a tree. pages are ignored.
     //   dtype is that of the cache that the forward pass went through; k, v [T, G*D] f32 as given to kv_write (the op rounds them
-    // as the cache did), out and lse from the forward pass. dq, dk, dv are written (not added), only at the sequences' rows, and
+    // as the cache did), out (F32 or BF16, widened) and lse from the forward pass. dq, dk, dv are written (not added), only at the sequences' rows, and
     // overlap no input (Dao 2022, algorithm 4):
     //   P = exp(scale * q.k - lse), 0 where masked;  dS = P * (dout.v - sum16(dout * out)) * scale
     //   dq_i = chain(j) dS_ij k_j up to the end of i's block;  dk_j = chain(h, i) dS_ij q_i and dv_j = chain(h, i)
@@ -156,9 +189,9 @@ struct kernels {
     // So dq of a branch's rows has the bits that the sequence would have on its own. Classes from avx512bf16 on: see attention.
     void (*attention_grad)(struct device *d, enum dtype dtype, int n_heads, int n_kv, int head_dim,
                            float scale, int n_seqs, const struct attn_seq *seqs, const float *q, int64_t ldq,
-                           const float *k, int64_t ldk, const float *v, int64_t ldv, const float *out,
-                           int64_t ldo, const float *lse, const float *dout, int64_t lddo, float *dq,
-                           int64_t lddq, float *dk, int64_t lddk, float *dv, int64_t lddv);
+                           const float *k, int64_t ldk, const float *v, int64_t ldv, enum dtype out_dtype,
+                           const void *out, int64_t ldo, const float *lse, const float *dout, int64_t lddo,
+                           float *dq, int64_t lddq, float *dk, int64_t lddk, float *dv, int64_t lddv);
 
     // ---- vocabulary ------------------------------------------------------------------------------------------
     // z = logits * inv_temp[r];  lse[r] = m + log S, m = max16(z), S = sum_v exp(z - m): sum16 within VOCAB_CHUNK,
@@ -199,6 +232,9 @@ struct kernels {
     void (*fp8_dequantize)(struct device *d, int64_t n, int64_t k, const uint8_t *q, const float *scales,
                            float *w);
     void (*to_bf16)(struct device *d, int64_t n, const float *x, uint16_t *y);
+    // y [T, C] stride ldy = bf16(x), x [T, C] stride ldx. y may be x, each row in its own place (ldy = 2 ldx).
+    void (*to_bf16_rows)(struct device *d, int64_t t, int64_t c, const float *x, int64_t ldx, uint16_t *y,
+                         int64_t ldy);
     void (*from_bf16)(struct device *d, int64_t n, const uint16_t *x, float *y);
 };
 

@@ -35,12 +35,19 @@ static void tell_after(const struct device *d, const struct op_call *c)
         tell_after(d, &c);                                                                                   \
     } while (0)
 
-static void add_output(struct op_call *c, const void *p, int64_t rows, int64_t width, int64_t stride,
-                       size_t element)
+static void add_output(struct op_call *c, enum dtype t, const void *p, int64_t rows, int64_t width,
+                       int64_t stride)
 {
+    size_t element = dtype_bytes(t);
     if (p && rows > 0)
         c->outputs[c->n_outputs++] =
-            (struct op_output){p, rows, (size_t)width * element, (size_t)stride * element};
+            (struct op_output){t, p, rows, (size_t)width * element, (size_t)stride * element};
+}
+
+// Row r of an array of t.
+static const void *row_at(enum dtype t, const void *p, int64_t r, int64_t ld)
+{
+    return (const char *)p + r * ld * (int64_t)dtype_bytes(t);
 }
 
 #define F32 sizeof(float)
@@ -61,25 +68,28 @@ static double gemm_weight_bytes(const struct gemm_weight *w)
     return (double)w->n * (double)w->k * (double)dtype_bytes(w->dtype) + scales * F32;
 }
 
-static void obs_gemm(struct device *d, const struct gemm_weight *w, int64_t m, const float *x, int64_t ldx,
+static void obs_gemm(struct device *d, const struct gemm_weight *w, int64_t m, struct rows x,
                      const float *bias, bool accumulate, float *y, int64_t ldy)
 {
     CALL(gemm, .dtype = w->dtype, .m = m, .n = w->n, .k = w->k);
     double mn = (double)m * (double)w->n;
     c.flops = 2 * mn * (double)w->k;
-    c.bytes = gemm_weight_bytes(w) + F32 * ((double)m * (double)w->k + (accumulate ? 2 : 1) * mn);
-    add_output(&c, y, m, w->n, ldy, F32);
-    WATCH(gemm, w, m, x, ldx, bias, accumulate, y, ldy);
+    c.bytes = gemm_weight_bytes(w) + (double)dtype_bytes(x.dtype) * (double)m * (double)w->k +
+              F32 * (accumulate ? 2 : 1) * mn;
+    add_output(&c, DT_F32, y, m, w->n, ldy);
+    WATCH(gemm, w, m, x, bias, accumulate, y, ldy);
 }
 
-static void obs_gemm_dw(struct device *d, enum dtype dtype, int64_t m, int64_t n, int64_t k, const float *dy,
-                        int64_t lddy, const float *x, int64_t ldx, float *dw)
+static void obs_gemm_dw(struct device *d, enum dtype dtype, int64_t m, int64_t n, int64_t k, struct rows dy,
+                        struct rows x, float *dw)
 {
     CALL(gemm_dw, .dtype = dtype, .m = m, .n = n, .k = k);
     c.flops = 2 * (double)m * (double)n * (double)k;
-    c.bytes = F32 * ((double)m * (double)(n + k) + 2 * (double)n * (double)k);
-    add_output(&c, dw, n, k, k, F32);
-    WATCH(gemm_dw, dtype, m, n, k, dy, lddy, x, ldx, dw);
+    c.bytes =
+        (double)m * ((double)n * (double)dtype_bytes(dy.dtype) + (double)k * (double)dtype_bytes(x.dtype)) +
+        2 * F32 * (double)n * (double)k;
+    add_output(&c, DT_F32, dw, n, k, k);
+    WATCH(gemm_dw, dtype, m, n, k, dy, x, dw);
 }
 
 static void obs_bias_grad(struct device *d, int64_t m, int64_t n, const float *dy, int64_t lddy, float *db)
@@ -87,7 +97,7 @@ static void obs_bias_grad(struct device *d, int64_t m, int64_t n, const float *d
     CALL(bias_grad, .m = m, .n = n);
     c.flops = (double)m * (double)n;
     c.bytes = F32 * ((double)m * (double)n + 2 * (double)n);
-    add_output(&c, db, 1, n, n, F32);
+    add_output(&c, DT_F32, db, 1, n, n);
     WATCH(bias_grad, m, n, dy, lddy, db);
 }
 
@@ -96,7 +106,7 @@ static void obs_embed(struct device *d, enum dtype dtype, const void *table, int
 {
     CALL(embed, .dtype = dtype, .m = t, .n = n);
     c.bytes = (double)t * (double)n * (double)(dtype_bytes(dtype) + F32);
-    add_output(&c, y, t, n, n, F32);
+    add_output(&c, DT_F32, y, t, n, n);
     WATCH(embed, dtype, table, n, t, ids, y);
 }
 
@@ -112,13 +122,13 @@ static void obs_embed_grad(struct device *d, int64_t n, int64_t t, const int32_t
 // ---- norm, rope, activation ----------------------------------------------------------------------------------
 
 static void obs_rmsnorm(struct device *d, int64_t t, int64_t n, const float *x, int64_t ldx, const float *w,
-                        float eps, float *y, int64_t ldy, float *rstd)
+                        float eps, enum dtype y_dtype, void *y, int64_t ldy, float *rstd)
 {
-    CALL(rmsnorm, .m = t, .n = n);
+    CALL(rmsnorm, .dtype = y_dtype, .m = t, .n = n);
     c.flops = 4 * (double)t * (double)n;
-    c.bytes = F32 * (2 * (double)t * (double)n + (double)n);
-    add_output(&c, y, t, n, ldy, F32);
-    WATCH(rmsnorm, t, n, x, ldx, w, eps, y, ldy, rstd);
+    c.bytes = (F32 + (double)dtype_bytes(y_dtype)) * (double)t * (double)n + F32 * (double)n;
+    add_output(&c, y_dtype, y, t, n, ldy);
+    WATCH(rmsnorm, t, n, x, ldx, w, eps, y_dtype, y, ldy, rstd);
 }
 
 static void obs_rmsnorm_grad(struct device *d, int64_t t, int64_t n, const float *x, int64_t ldx,
@@ -128,8 +138,8 @@ static void obs_rmsnorm_grad(struct device *d, int64_t t, int64_t n, const float
     CALL(rmsnorm_grad, .m = t, .n = n);
     c.flops = 12 * (double)t * (double)n;
     c.bytes = F32 * ((accumulate ? 4 : 3) * (double)t * (double)n + 3 * (double)n);
-    add_output(&c, dx, t, n, lddx, F32);
-    add_output(&c, dw, 1, n, n, F32);
+    add_output(&c, DT_F32, dx, t, n, lddx);
+    add_output(&c, DT_F32, dw, 1, n, n);
     WATCH(rmsnorm_grad, t, n, x, ldx, w, eps, dy, lddy, accumulate, dx, lddx, dw);
 }
 
@@ -139,27 +149,30 @@ static void obs_rope(struct device *d, int64_t t, int64_t heads, int64_t head_di
     CALL(rope, .m = t, .n = heads * head_dim);
     c.flops = 3 * (double)t * (double)(heads * head_dim);
     c.bytes = F32 * (double)t * (2 * (double)(heads * head_dim) + (double)head_dim);
-    add_output(&c, x, t, heads * head_dim, ldx, F32);
+    add_output(&c, DT_F32, x, t, heads * head_dim, ldx);
     WATCH(rope, t, heads, head_dim, x, ldx, pos, cosines, sines, sign);
 }
 
-static void obs_swiglu(struct device *d, int64_t t, int64_t f, const float *gu, float *y, uint16_t *kept)
+static void obs_swiglu(struct device *d, int64_t t, int64_t f, const float *gu, enum dtype y_dtype, void *y,
+                       uint16_t *kept)
 {
-    CALL(swiglu, .m = t, .n = f);
+    CALL(swiglu, .dtype = y_dtype, .m = t, .n = f);
     c.flops = 4 * (double)t * (double)f;
-    c.bytes = (3 * F32 + (kept ? 4 : 0)) * (double)t * (double)f;
-    add_output(&c, y, t, f, f, F32);
-    WATCH(swiglu, t, f, gu, y, kept);
+    c.bytes = (2 * F32 + (double)dtype_bytes(y_dtype) + (kept ? 4 : 0)) * (double)t * (double)f;
+    add_output(&c, y_dtype, y, t, f, f);
+    WATCH(swiglu, t, f, gu, y_dtype, y, kept);
 }
 
 static void obs_swiglu_grad(struct device *d, int64_t t, int64_t f, enum dtype dtype, const void *gu,
-                            const float *dy, float *dgu, float *y)
+                            const float *dy, enum dtype out, void *dgu, void *y)
 {
     CALL(swiglu_grad, .dtype = dtype, .m = t, .n = f);
     c.flops = 10 * (double)t * (double)f;
-    c.bytes = ((y ? 4 : 3) * F32 + 2 * (double)dtype_bytes(dtype)) * (double)t * (double)f;
-    add_output(&c, dgu, t, 2 * f, 2 * f, F32);
-    WATCH(swiglu_grad, t, f, dtype, gu, dy, dgu, y);
+    c.bytes = (F32 + (y ? 3 : 2) * (double)dtype_bytes(out) + 2 * (double)dtype_bytes(dtype)) * (double)t *
+              (double)f;
+    add_output(&c, out, dgu, t, 2 * f, 2 * f);
+    add_output(&c, out, y, t, f, f);
+    WATCH(swiglu_grad, t, f, dtype, gu, dy, out, dgu, y);
 }
 
 static void obs_add(struct device *d, int64_t n, const float *x, float *y)
@@ -167,7 +180,7 @@ static void obs_add(struct device *d, int64_t n, const float *x, float *y)
     CALL(add, .m = 1, .n = n);
     c.flops = (double)n;
     c.bytes = 3 * F32 * (double)n;
-    add_output(&c, y, 1, n, n, F32);
+    add_output(&c, DT_F32, y, 1, n, n);
     WATCH(add, n, x, y);
 }
 
@@ -175,7 +188,7 @@ static void obs_round_bf16(struct device *d, int64_t n, float *x)
 {
     CALL(round_bf16, .m = 1, .n = n);
     c.bytes = 2 * F32 * (double)n;
-    add_output(&c, x, 1, n, n, F32);
+    add_output(&c, DT_F32, x, 1, n, n);
     WATCH(round_bf16, n, x);
 }
 
@@ -218,35 +231,37 @@ static void obs_kv_write(struct device *d, const struct attn_cache *cache, int n
 }
 
 static void obs_attention(struct device *d, const struct attn_cache *cache, int n_heads, float scale,
-                          int n_seqs, const struct attn_seq *seqs, const float *q, int64_t ldq, float *out,
-                          int64_t ldo, float *lse)
+                          int n_seqs, const struct attn_seq *seqs, const float *q, int64_t ldq,
+                          enum dtype out_dtype, void *out, int64_t ldo, float *lse)
 {
     struct extent e = extent_of(n_seqs, seqs);
     int64_t width = (int64_t)n_heads * cache->head_dim;
     CALL(attention, .dtype = cache->dtype, .m = e.rows, .n = width);
     c.flops = 4 * e.pairs * (double)width;
-    c.bytes = 2 * F32 * (double)e.rows * (double)width + e.keys * kv_row_bytes(cache);
-    add_output(&c, out + e.row0 * ldo, e.rows, width, ldo, F32);
-    WATCH(attention, cache, n_heads, scale, n_seqs, seqs, q, ldq, out, ldo, lse);
+    c.bytes = (F32 + (double)dtype_bytes(out_dtype)) * (double)e.rows * (double)width +
+              e.keys * kv_row_bytes(cache);
+    add_output(&c, out_dtype, row_at(out_dtype, out, e.row0, ldo), e.rows, width, ldo);
+    WATCH(attention, cache, n_heads, scale, n_seqs, seqs, q, ldq, out_dtype, out, ldo, lse);
 }
 
 static void obs_attention_grad(struct device *d, enum dtype dtype, int n_heads, int n_kv, int head_dim,
                                float scale, int n_seqs, const struct attn_seq *seqs, const float *q,
                                int64_t ldq, const float *k, int64_t ldk, const float *v, int64_t ldv,
-                               const float *out, int64_t ldo, const float *lse, const float *dout,
-                               int64_t lddo, float *dq, int64_t lddq, float *dk, int64_t lddk, float *dv,
-                               int64_t lddv)
+                               enum dtype out_dtype, const void *out, int64_t ldo, const float *lse,
+                               const float *dout, int64_t lddo, float *dq, int64_t lddq, float *dk,
+                               int64_t lddk, float *dv, int64_t lddv)
 {
     struct extent e = extent_of(n_seqs, seqs);
     int64_t width = (int64_t)n_heads * head_dim, kv = (int64_t)n_kv * head_dim;
     CALL(attention_grad, .dtype = dtype, .m = e.rows, .n = width);
     c.flops = 10 * e.pairs * (double)width;
-    c.bytes = F32 * (double)e.rows * (4 * (double)width + 4 * (double)kv + (double)n_heads);
-    add_output(&c, dq + e.row0 * lddq, e.rows, width, lddq, F32);
-    add_output(&c, dk + e.row0 * lddk, e.rows, kv, lddk, F32);
-    add_output(&c, dv + e.row0 * lddv, e.rows, kv, lddv, F32);
-    WATCH(attention_grad, dtype, n_heads, n_kv, head_dim, scale, n_seqs, seqs, q, ldq, k, ldk, v, ldv, out,
-          ldo, lse, dout, lddo, dq, lddq, dk, lddk, dv, lddv);
+    c.bytes = (double)e.rows * (F32 * (3 * (double)width + 4 * (double)kv + (double)n_heads) +
+                                (double)dtype_bytes(out_dtype) * (double)width);
+    add_output(&c, DT_F32, dq + e.row0 * lddq, e.rows, width, lddq);
+    add_output(&c, DT_F32, dk + e.row0 * lddk, e.rows, kv, lddk);
+    add_output(&c, DT_F32, dv + e.row0 * lddv, e.rows, kv, lddv);
+    WATCH(attention_grad, dtype, n_heads, n_kv, head_dim, scale, n_seqs, seqs, q, ldq, k, ldk, v, ldv,
+          out_dtype, out, ldo, lse, dout, lddo, dq, lddq, dk, lddk, dv, lddv);
 }
 
 // ---- vocabulary ----------------------------------------------------------------------------------------------
@@ -258,8 +273,8 @@ static void obs_logprob(struct device *d, int64_t r, int64_t v, const float *log
     CALL(logprob, .m = r, .n = v);
     c.flops = (entropy ? 5 : 3) * (double)r * (double)v;
     c.bytes = F32 * (double)r * (double)v;
-    add_output(&c, logprob, r, 1, 1, F32);
-    add_output(&c, lse, r, 1, 1, F32);
+    add_output(&c, DT_F32, logprob, r, 1, 1);
+    add_output(&c, DT_F32, lse, r, 1, 1);
     WATCH(logprob, r, v, logits, ld, inv_temp, targets, logprob, lse, entropy);
 }
 
@@ -270,7 +285,7 @@ static void obs_logprob_grad(struct device *d, int64_t r, int64_t v, float *logi
     CALL(logprob_grad, .m = r, .n = v);
     c.flops = (dentropy ? 8 : 5) * (double)r * (double)v;
     c.bytes = 2 * F32 * (double)r * (double)v;
-    add_output(&c, logits, r, v, ld, F32);
+    add_output(&c, DT_F32, logits, r, v, ld);
     WATCH(logprob_grad, r, v, logits, ld, inv_temp, targets, lse, dlogprob, entropy, dentropy);
 }
 
@@ -281,8 +296,8 @@ static void obs_sample(struct device *d, int64_t r, int64_t v, const float *logi
     CALL(sample, .m = r, .n = v);
     c.flops = 3 * (double)r * (double)v;
     c.bytes = F32 * (double)r * (double)v;
-    add_output(&c, logprob, r, 1, 1, F32);
-    add_output(&c, lse, r, 1, 1, F32);
+    add_output(&c, DT_F32, logprob, r, 1, 1);
+    add_output(&c, DT_F32, lse, r, 1, 1);
     WATCH(sample, r, v, logits, ld, inv_temp, uniform, token, logprob, lse);
 }
 
@@ -292,7 +307,7 @@ static void obs_probs(struct device *d, int64_t r, int64_t v, const float *logit
     CALL(probs, .m = r, .n = v);
     c.flops = 3 * (double)r * (double)v;
     c.bytes = 2 * F32 * (double)r * (double)v;
-    add_output(&c, p, r, v, ldp, F32);
+    add_output(&c, DT_F32, p, r, v, ldp);
     WATCH(probs, r, v, logits, ld, inv_temp, lse, p, ldp);
 }
 
@@ -315,9 +330,9 @@ static void obs_adamw(struct device *d, int64_t n, float *p, float *m, float *v,
     CALL(adamw, .m = 1, .n = n);
     c.flops = 16 * (double)n;
     c.bytes = 7 * F32 * (double)n;
-    add_output(&c, p, 1, n, n, F32);
-    add_output(&c, m, 1, n, n, F32);
-    add_output(&c, v, 1, n, n, F32);
+    add_output(&c, DT_F32, p, 1, n, n);
+    add_output(&c, DT_F32, m, 1, n, n);
+    add_output(&c, DT_F32, v, 1, n, n);
     WATCH(adamw, n, p, m, v, g, gscale, lr, b1, b2, eps, wd, bc1, bc2);
 }
 
@@ -328,8 +343,8 @@ static void obs_fp8_quantize(struct device *d, int64_t n, int64_t k, const float
     CALL(fp8_quantize, .dtype = DT_FP8, .m = n, .n = k);
     c.flops = 3 * (double)n * (double)k;
     c.bytes = (double)n * (double)k * (F32 + 1);
-    add_output(&c, q, n, k, k, 1);
-    add_output(&c, scales, ceil_div(n, FP8_BLOCK), across, across, F32);
+    add_output(&c, DT_FP8, q, n, k, k);
+    add_output(&c, DT_F32, scales, ceil_div(n, FP8_BLOCK), across, across);
     WATCH(fp8_quantize, n, k, w, q, scales);
 }
 
@@ -339,7 +354,7 @@ static void obs_fp8_dequantize(struct device *d, int64_t n, int64_t k, const uin
     CALL(fp8_dequantize, .dtype = DT_FP8, .m = n, .n = k);
     c.flops = (double)n * (double)k;
     c.bytes = (double)n * (double)k * (F32 + 1);
-    add_output(&c, w, n, k, k, F32);
+    add_output(&c, DT_F32, w, n, k, k);
     WATCH(fp8_dequantize, n, k, q, scales, w);
 }
 
@@ -347,15 +362,24 @@ static void obs_to_bf16(struct device *d, int64_t n, const float *x, uint16_t *y
 {
     CALL(to_bf16, .dtype = DT_BF16, .m = 1, .n = n);
     c.bytes = (double)n * (F32 + 2);
-    add_output(&c, y, 1, n, n, 2);
+    add_output(&c, DT_BF16, y, 1, n, n);
     WATCH(to_bf16, n, x, y);
+}
+
+static void obs_to_bf16_rows(struct device *d, int64_t t, int64_t n, const float *x, int64_t ldx, uint16_t *y,
+                             int64_t ldy)
+{
+    CALL(to_bf16_rows, .dtype = DT_BF16, .m = t, .n = n);
+    c.bytes = (double)t * (double)n * (F32 + 2);
+    add_output(&c, DT_BF16, y, t, n, ldy);
+    WATCH(to_bf16_rows, t, n, x, ldx, y, ldy);
 }
 
 static void obs_from_bf16(struct device *d, int64_t n, const uint16_t *x, float *y)
 {
     CALL(from_bf16, .dtype = DT_BF16, .m = 1, .n = n);
     c.bytes = (double)n * (F32 + 2);
-    add_output(&c, y, 1, n, n, F32);
+    add_output(&c, DT_F32, y, 1, n, n);
     WATCH(from_bf16, n, x, y);
 }
 
@@ -388,6 +412,7 @@ static void obs_from_bf16(struct device *d, int64_t n, const uint16_t *x, float 
     X(fp8_quantize)                                                                                          \
     X(fp8_dequantize)                                                                                        \
     X(to_bf16)                                                                                               \
+    X(to_bf16_rows)                                                                                          \
     X(from_bf16)
 
 void device_observe(struct device *d, const struct observer *o)

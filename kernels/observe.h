@@ -10,8 +10,9 @@
 #define OP_INDEX(field) ((int32_t)(offsetof(struct kernels, field) / sizeof(void (*)(void))))
 #define OP_COUNT        ((int32_t)(sizeof(struct kernels) / sizeof(void (*)(void))))
 
-// Rows of an array that an op writes; row r starts at p + r * stride_bytes.
+// Rows of an array that an op writes, of elements of dtype (DT_U8: bytes); row r starts at p + r * stride_bytes.
 struct op_output {
+    enum dtype dtype;
     const void *p;
     int64_t rows;
     size_t row_bytes, stride_bytes;
@@ -22,7 +23,8 @@ struct op_call {
     const char *name;  // the field's name: "gemm"
     int32_t layer;     // as marked: -1 = before the first layer, n_layers = after the last
     const char *block; // as marked: "embedding", "attention", "mlp", "head", …
-    enum dtype dtype;  // of weights, cache or operands; DT_F32 where the op has no choice
+    enum dtype
+        dtype; // of weights, cache or operands, or of the result where that alone has a choice; else DT_F32
     int64_t m, n, k;   // GEMMs: rows, outputs, inputs. Others: rows, elements of a row, 0
     double flops;      // multiplications and additions of the formula; 0 where only data moves
     double bytes;      // operands and results, each counted once: what must be moved at least

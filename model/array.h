@@ -6,6 +6,8 @@
 #include <stdint.h>
 #include <string.h>
 
+#include "kernels/kernels.h"
+
 static inline void array_copy(float *dst, const float *src, int64_t n)
 {
     if (n > 0)
@@ -34,6 +36,11 @@ static inline float *carve_take(struct carve *c, int64_t n)
     float *p = c->base ? c->base + c->used : NULL;
     c->used += (n + 15) / 16 * 16;
     return p;
+}
+// n numbers of activations for products with weights of `dtype` (kernels.h, rows_dtype).
+static inline void *carve_rows(struct carve *c, enum dtype dtype, int64_t n)
+{
+    return carve_take(c, rows_dtype(dtype) == DT_F32 ? n : (n + 1) / 2);
 }
 
 #endif

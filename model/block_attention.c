@@ -84,11 +84,12 @@ struct attention_saved {
     float *x;       // [T, C] input
     struct qkv rot; // q, k after norm and rope, v
     float *pre[2];  // q [T, H D], k [T, G D] before their norms; NULL without norms
-    float *att;     // [T, H D]
+    void *att;      // [T, H D] in the format of rows_dtype
     float *lse;     // [T, H]
 };
 
-static int64_t saved_carve(const struct model_config *c, int64_t t, float *base, struct attention_saved *ret)
+static int64_t saved_carve(const struct model_config *c, enum dtype dtype, int64_t t, float *base,
+                           struct attention_saved *ret)
 {
     struct carve v = {.base = base};
     int64_t q = c->n_heads * c->head_dim, kv = c->n_kv_heads * c->head_dim;
@@ -96,45 +97,43 @@ static int64_t saved_carve(const struct model_config *c, int64_t t, float *base,
     ret->rot = qkv_carve(c, t, &v);
     ret->pre[0] = c->qk_norm ? carve_take(&v, t * q) : NULL;
     ret->pre[1] = c->qk_norm ? carve_take(&v, t * kv) : NULL;
-    ret->att = carve_take(&v, t * q);
+    ret->att = carve_rows(&v, dtype, t * q);
     ret->lse = carve_take(&v, t * c->n_heads);
     return v.used;
 }
 
-struct attention_scratch {
-    float *n; // [T, C]
-    // backward only
-    struct qkv d; // gradients of rot, then of pre
+// The forward pass needs [T, C] in the format of rows_dtype, the norm's output.
+struct attention_grad_scratch {
+    void *dx;     // [T, C] rows: dx as it came
+    float *n;     // [T, C] rows: the norm's output once more, then its gradient
+    struct qkv d; // gradients of rot, then of pre; at last rows, each in its place
     float *datt;  // [T, H D]
 };
 
-static int64_t scratch_carve(const struct model_config *c, int64_t t, bool grad, float *base,
-                             struct attention_scratch *ret)
+static int64_t grad_scratch_carve(const struct model_config *c, enum dtype dtype, int64_t t, float *base,
+                                  struct attention_grad_scratch *ret)
 {
     struct carve v = {.base = base};
-    int64_t q = c->n_heads * c->head_dim;
-    *ret = (struct attention_scratch){.n = carve_take(&v, t * c->hidden)};
-    if (grad) {
-        ret->d = qkv_carve(c, t, &v);
-        ret->datt = carve_take(&v, t * q);
-    }
+    ret->dx = carve_rows(&v, dtype, t * c->hidden);
+    ret->n = carve_take(&v, t * c->hidden);
+    ret->d = qkv_carve(c, t, &v);
+    ret->datt = carve_take(&v, t * c->n_heads * c->head_dim);
     return v.used;
 }
 
 static int64_t attention_saved_floats(const struct model_config *c, enum dtype dtype, int64_t t)
 {
-    (void)dtype;
-    return saved_carve(c, t, NULL, &(struct attention_saved){0});
+    return saved_carve(c, dtype, t, NULL, &(struct attention_saved){0});
 }
 static int64_t attention_scratch_floats(const struct model_config *c, enum dtype dtype, int64_t t)
 {
-    (void)dtype;
-    return scratch_carve(c, t, false, NULL, &(struct attention_scratch){0});
+    struct carve v = {0};
+    carve_rows(&v, dtype, t * c->hidden);
+    return v.used;
 }
 static int64_t attention_grad_scratch_floats(const struct model_config *c, enum dtype dtype, int64_t t)
 {
-    (void)dtype;
-    return scratch_carve(c, t, true, NULL, &(struct attention_scratch){0});
+    return grad_scratch_carve(c, dtype, t, NULL, &(struct attention_grad_scratch){0});
 }
 
 static float softmax_scale(const struct model_config *c)
@@ -159,7 +158,7 @@ static void attend(const struct block_run *r, const struct attention_saved *s)
         int n = r->span_end[i] - first;
         k->kv_write(r->d, &r->cache, n, r->seqs + first, x->v[1], x->ld[1], x->v[2], x->ld[2]);
         k->attention(r->d, &r->cache, (int)r->c->n_heads, softmax_scale(r->c), n, r->seqs + first, x->v[0],
-                     x->ld[0], s->att, q, r->keep ? s->lse : NULL);
+                     x->ld[0], rows_dtype(r->dtype), s->att, q, r->keep ? s->lse : NULL);
     }
 }
 
@@ -169,44 +168,44 @@ static void attention_forward(const struct block_run *r, const void *weights, fl
     const struct attention_weights *w = weights;
     const struct kernels *k = r->d->k;
     const struct model_config *c = r->c;
+    const enum dtype rows = rows_dtype(r->dtype);
     int64_t C = c->hidden, D = c->head_dim, T = r->t;
     struct attention_saved s;
-    struct attention_scratch b;
-    saved_carve(c, T, saved, &s);
-    scratch_carve(c, T, false, scratch, &b);
+    saved_carve(c, r->dtype, T, saved, &s);
     if (r->keep)
         array_copy(s.x, x, T * C);
-    k->rmsnorm(r->d, T, C, x, C, w->norm, c->rms_eps, b.n, C, NULL);
+    k->rmsnorm(r->d, T, C, x, C, w->norm, c->rms_eps, rows, scratch, C, NULL);
     for (int i = 0; i < w->n_qkv; i++) {
         float *y = i < 2 && s.pre[i] ? s.pre[i] : s.rot.v[i];
-        linear_forward(r->d, &w->qkv[i], T, b.n, C, false, y, s.rot.ld[i]);
+        linear_forward(r->d, &w->qkv[i], T, rows_of(rows, scratch, C), false, y, s.rot.ld[i]);
     }
     if (c->qk_norm) {
-        k->rmsnorm(r->d, T * c->n_heads, D, s.pre[0], D, w->q_norm, c->rms_eps, s.rot.v[0], D, NULL);
-        k->rmsnorm(r->d, T * c->n_kv_heads, D, s.pre[1], D, w->k_norm, c->rms_eps, s.rot.v[1], D, NULL);
+        k->rmsnorm(r->d, T * c->n_heads, D, s.pre[0], D, w->q_norm, c->rms_eps, DT_F32, s.rot.v[0], D, NULL);
+        k->rmsnorm(r->d, T * c->n_kv_heads, D, s.pre[1], D, w->k_norm, c->rms_eps, DT_F32, s.rot.v[1], D,
+                   NULL);
     }
     rope_both(r, &s.rot, 1);
     attend(r, &s);
     if (r->want_output)
-        linear_forward(r->d, &w->o, T, s.att, c->n_heads * D, true, x, C);
+        linear_forward(r->d, &w->o, T, rows_of(rows, s.att, c->n_heads * D), true, x, C);
 }
 
 // d <- gradient of q, k, v after rope, by the saved q, k, v and datt.
 static void attend_grad(const struct block_run *r, const struct attention_saved *s,
-                        const struct attention_scratch *b)
+                        const struct attention_grad_scratch *b)
 {
     const struct model_config *c = r->c;
     int64_t q = c->n_heads * c->head_dim;
     r->d->k->attention_grad(r->d, r->cache.dtype, (int)c->n_heads, (int)c->n_kv_heads, (int)c->head_dim,
                             softmax_scale(c), r->n_seqs, r->seqs, s->rot.v[0], s->rot.ld[0], s->rot.v[1],
-                            s->rot.ld[1], s->rot.v[2], s->rot.ld[2], s->att, q, s->lse, b->datt, q, b->d.v[0],
-                            b->d.ld[0], b->d.v[1], b->d.ld[1], b->d.v[2], b->d.ld[2]);
+                            s->rot.ld[1], s->rot.v[2], s->rot.ld[2], rows_dtype(r->dtype), s->att, q, s->lse,
+                            b->datt, q, b->d.v[0], b->d.ld[0], b->d.v[1], b->d.ld[1], b->d.v[2], b->d.ld[2]);
 }
 
 // Through the norms of q and k, in place: d <- gradient before the norm. The saved q and k after rope are no longer
 // needed and take the result first.
 static void head_norms_grad(const struct block_run *r, const struct attention_weights *w,
-                            struct attention_saved *s, struct attention_scratch *b, float *grads)
+                            struct attention_saved *s, struct attention_grad_scratch *b, float *grads)
 {
     const int64_t heads[] = {r->c->n_heads, r->c->n_kv_heads};
     float *const norm[] = {w->q_norm, w->k_norm};
@@ -225,22 +224,28 @@ static void attention_backward(const struct block_run *r, const void *weights, f
     const struct attention_weights *w = weights;
     const struct kernels *k = r->d->k;
     const struct model_config *c = r->c;
+    const enum dtype rows = rows_dtype(r->dtype);
     int64_t C = c->hidden, T = r->t, q = c->n_heads * c->head_dim;
     struct attention_saved s;
-    struct attention_scratch b;
-    saved_carve(c, T, saved, &s);
-    scratch_carve(c, T, true, scratch, &b);
-    linear_grad_w(r->d, &w->o, r->dtype, T, dx, C, s.att, q, grads);
-    linear_grad_x(r->d, &w->o, T, dx, C, false, b.datt, q);
+    struct attention_grad_scratch b;
+    saved_carve(c, r->dtype, T, saved, &s);
+    grad_scratch_carve(c, r->dtype, T, scratch, &b);
+    const struct rows dy = linear_rows(r->d, r->dtype, T, C, dx, C, b.dx, C);
+    linear_grad_w(r->d, &w->o, r->dtype, T, dy, rows_of(rows, s.att, q), grads);
+    linear_grad_x(r->d, &w->o, T, dy, false, b.datt, q);
     attend_grad(r, &s, &b);
     rope_both(r, &b.d, -1);
     if (c->qk_norm)
         head_norms_grad(r, w, &s, &b, grads);
-    k->rmsnorm(r->d, T, C, s.x, C, w->norm, c->rms_eps, b.n, C, NULL);
+    k->rmsnorm(r->d, T, C, s.x, C, w->norm, c->rms_eps, rows, b.n, C, NULL);
+    struct rows d[3];
+    for (int i = 0; i < w->n_qkv; i++) {
+        linear_grad_bias(r->d, &w->qkv[i], T, b.d.v[i], b.d.ld[i], grads);
+        d[i] = linear_rows(r->d, r->dtype, T, w->qkv[i].n, b.d.v[i], b.d.ld[i], b.d.v[i], 2 * b.d.ld[i]);
+        linear_grad_w(r->d, &w->qkv[i], r->dtype, T, d[i], rows_of(rows, b.n, C), grads);
+    }
     for (int i = 0; i < w->n_qkv; i++)
-        linear_grad_w(r->d, &w->qkv[i], r->dtype, T, b.d.v[i], b.d.ld[i], b.n, C, grads);
-    for (int i = 0; i < w->n_qkv; i++)
-        linear_grad_x(r->d, &w->qkv[i], T, b.d.v[i], b.d.ld[i], i > 0, b.n, C);
+        linear_grad_x(r->d, &w->qkv[i], T, d[i], i > 0, b.n, C);
     k->rmsnorm_grad(r->d, T, C, s.x, C, w->norm, c->rms_eps, b.n, C, true, dx, C,
                     grads + w->norm_param->offset);
 }

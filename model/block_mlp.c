@@ -53,31 +53,6 @@ static int64_t saved_carve(const struct model_config *c, enum dtype dtype, int64
     return v.used;
 }
 
-struct mlp_scratch {
-    float *n;  // [T, C]
-    float *gu; // [T, 2F], then its gradient
-    float *h;  // [T, F]; backward: its gradient, then h
-};
-
-static int64_t scratch_carve(const struct model_config *c, int64_t t, float *base, struct mlp_scratch *ret)
-{
-    struct carve v = {.base = base};
-    ret->n = carve_take(&v, t * c->hidden);
-    ret->gu = carve_take(&v, t * 2 * c->ffn);
-    ret->h = carve_take(&v, t * c->ffn);
-    return v.used;
-}
-
-static int64_t mlp_saved_floats(const struct model_config *c, enum dtype dtype, int64_t t)
-{
-    return saved_carve(c, dtype, t, NULL, &(struct mlp_saved){0});
-}
-static int64_t mlp_scratch_floats(const struct model_config *c, enum dtype dtype, int64_t t)
-{
-    (void)dtype;
-    return scratch_carve(c, t, NULL, &(struct mlp_scratch){0});
-}
-
 // gate and up are the widest rows of the model. They are made and used up some rows at a time, so that they still lie in a cache when
 // the next op reads them. W_down follows for all rows: packing goes by whole matrices. Bits know nothing of it; how often each op is
 // called must follow from T alone, since traces (trace.h) number the calls.
@@ -89,31 +64,81 @@ static int64_t rows_step(int64_t t)
     return (t + steps - 1) / steps;
 }
 
+// Rows that products read ("rows") are in the format of rows_dtype.
+struct mlp_scratch {
+    void *n;   // [step, C] rows
+    float *gu; // [step, 2F]
+    void *h;   // [T, F] rows
+};
+
+static int64_t scratch_carve(const struct model_config *c, enum dtype dtype, int64_t t, float *base,
+                             struct mlp_scratch *ret)
+{
+    struct carve v = {.base = base};
+    int64_t most = t < ROWS_MOST ? t : ROWS_MOST;
+    ret->n = carve_rows(&v, dtype, most * c->hidden);
+    ret->gu = carve_take(&v, most * 2 * c->ffn);
+    ret->h = carve_rows(&v, dtype, t * c->ffn);
+    return v.used;
+}
+
+struct mlp_grad_scratch {
+    void *dx;  // [T, C] rows: dx as it came
+    float *dh; // [step, F] gradient of h
+    void *h;   // [T, F] rows: h once more
+    float *n;  // [T, C] rows: n once more, then its gradient
+};
+
+static int64_t grad_scratch_carve(const struct model_config *c, enum dtype dtype, int64_t t, float *base,
+                                  struct mlp_grad_scratch *ret)
+{
+    struct carve v = {.base = base};
+    ret->dx = carve_rows(&v, dtype, t * c->hidden);
+    ret->dh = carve_take(&v, (t < ROWS_MOST ? t : ROWS_MOST) * c->ffn);
+    ret->h = carve_rows(&v, dtype, t * c->ffn);
+    ret->n = carve_take(&v, t * c->hidden);
+    return v.used;
+}
+
+static int64_t mlp_saved_floats(const struct model_config *c, enum dtype dtype, int64_t t)
+{
+    return saved_carve(c, dtype, t, NULL, &(struct mlp_saved){0});
+}
+static int64_t mlp_scratch_floats(const struct model_config *c, enum dtype dtype, int64_t t)
+{
+    return scratch_carve(c, dtype, t, NULL, &(struct mlp_scratch){0});
+}
+static int64_t mlp_grad_scratch_floats(const struct model_config *c, enum dtype dtype, int64_t t)
+{
+    return grad_scratch_carve(c, dtype, t, NULL, &(struct mlp_grad_scratch){0});
+}
+
 static void mlp_forward(const struct block_run *r, const void *weights, float *x, float *saved,
                         float *scratch)
 {
     const struct mlp_weights *w = weights;
     const struct kernels *k = r->d->k;
+    const enum dtype rows = rows_dtype(r->dtype);
     int64_t C = r->c->hidden, F = r->c->ffn, T = r->t, step = rows_step(T);
     struct mlp_saved s;
     struct mlp_scratch b;
     saved_carve(r->c, r->dtype, T, saved, &s);
-    scratch_carve(r->c, T, scratch, &b);
+    scratch_carve(r->c, r->dtype, T, scratch, &b);
     if (r->keep)
         array_copy(s.x, x, T * C);
     for (int64_t t = 0; t < T; t += step) {
         int64_t m = step < T - t ? step : T - t;
         float *gu = r->keep && s.gu ? s.gu + t * 2 * F : b.gu;
         uint16_t *rough = r->keep && s.rough ? s.rough + t * 2 * F : NULL;
-        k->rmsnorm(r->d, m, C, x + t * C, C, w->norm, r->c->rms_eps, b.n, C, NULL);
-        linear_forward(r->d, &w->gate_up, m, b.n, C, false, gu, 2 * F);
+        k->rmsnorm(r->d, m, C, x + t * C, C, w->norm, r->c->rms_eps, rows, b.n, C, NULL);
+        linear_forward(r->d, &w->gate_up, m, rows_of(rows, b.n, C), false, gu, 2 * F);
         if (r->want_output)
-            k->swiglu(r->d, m, F, gu, b.h + t * F, rough);
+            k->swiglu(r->d, m, F, gu, rows, (char *)b.h + t * F * (int64_t)dtype_bytes(rows), rough);
         else if (rough)
             k->to_bf16(r->d, m * 2 * F, gu, rough);
     }
     if (r->want_output)
-        linear_forward(r->d, &w->down, T, b.h, F, true, x, C);
+        linear_forward(r->d, &w->down, T, rows_of(rows, b.h, F), true, x, C);
 }
 
 static void mlp_backward(const struct block_run *r, const void *weights, float *saved, float *scratch,
@@ -121,23 +146,26 @@ static void mlp_backward(const struct block_run *r, const void *weights, float *
 {
     const struct mlp_weights *w = weights;
     const struct kernels *k = r->d->k;
+    const enum dtype rows = rows_dtype(r->dtype);
+    const int64_t size = (int64_t)dtype_bytes(rows);
     int64_t C = r->c->hidden, F = r->c->ffn, T = r->t, step = rows_step(T);
     struct mlp_saved s;
-    struct mlp_scratch b;
+    struct mlp_grad_scratch b;
     saved_carve(r->c, r->dtype, T, saved, &s);
-    scratch_carve(r->c, T, scratch, &b);
+    grad_scratch_carve(r->c, r->dtype, T, scratch, &b);
+    const struct rows dy = linear_rows(r->d, r->dtype, T, C, dx, C, b.dx, C);
+    void *gu = s.rough ? (void *)s.rough : (void *)s.gu; // becomes its own gradient
     for (int64_t t = 0; t < T; t += step) {
         int64_t m = step < T - t ? step : T - t;
-        float *h = b.h + t * F;
-        linear_grad_x(r->d, &w->down, m, dx + t * C, C, false, h, F);
-        k->swiglu_grad(r->d, m, F, s.rough ? DT_BF16 : DT_F32,
-                       s.rough ? (void *)(s.rough + t * 2 * F) : (void *)(s.gu + t * 2 * F), h,
-                       b.gu + t * 2 * F, h);
+        void *part = (char *)gu + t * 2 * F * size;
+        struct rows dy_part = rows_from(dy, t * dy.ld);
+        linear_grad_x(r->d, &w->down, m, dy_part, false, b.dh, F);
+        k->swiglu_grad(r->d, m, F, rows, part, b.dh, rows, part, (char *)b.h + t * F * size);
     }
-    linear_grad_w(r->d, &w->down, r->dtype, T, dx, C, b.h, F, grads);
-    k->rmsnorm(r->d, T, C, s.x, C, w->norm, r->c->rms_eps, b.n, C, NULL);
-    linear_grad_w(r->d, &w->gate_up, r->dtype, T, b.gu, 2 * F, b.n, C, grads);
-    linear_grad_x(r->d, &w->gate_up, T, b.gu, 2 * F, false, b.n, C);
+    linear_grad_w(r->d, &w->down, r->dtype, T, dy, rows_of(rows, b.h, F), grads);
+    k->rmsnorm(r->d, T, C, s.x, C, w->norm, r->c->rms_eps, rows, b.n, C, NULL);
+    linear_grad_w(r->d, &w->gate_up, r->dtype, T, rows_of(rows, gu, 2 * F), rows_of(rows, b.n, C), grads);
+    linear_grad_x(r->d, &w->gate_up, T, rows_of(rows, gu, 2 * F), false, b.n, C);
     k->rmsnorm_grad(r->d, T, C, s.x, C, w->norm, r->c->rms_eps, b.n, C, true, dx, C,
                     grads + w->norm_param->offset);
 }
@@ -149,7 +177,7 @@ const struct block block_mlp = {
     .bind = mlp_bind,
     .saved = mlp_saved_floats,
     .scratch = mlp_scratch_floats,
-    .grad_scratch = mlp_scratch_floats,
+    .grad_scratch = mlp_grad_scratch_floats,
     .forward = mlp_forward,
     .backward = mlp_backward,
 };

@@ -50,7 +50,7 @@ void final_norm_forward(const struct weights *w, int64_t t, const float *x, floa
 {
     int64_t C = w->c.hidden;
     device_mark(w->d, (int32_t)w->c.n_layers, "head");
-    w->d->k->rmsnorm(w->d, t, C, x, C, w->final_norm, w->c.rms_eps, hidden, C, NULL);
+    w->d->k->rmsnorm(w->d, t, C, x, C, w->final_norm, w->c.rms_eps, DT_F32, hidden, C, NULL);
 }
 
 // The engine needs no block's `saved` once the block is done: the largest one serves all.
@@ -120,5 +120,5 @@ enum status model_forward(const struct weights *w, struct kv *kv, const struct b
 void model_logits(const struct weights *w, int32_t rows, const float *hidden, float *logits)
 {
     device_mark(w->d, (int32_t)w->c.n_layers, "head");
-    linear_forward(w->d, &w->head, rows, hidden, w->c.hidden, false, logits, w->c.vocab);
+    linear_forward(w->d, &w->head, rows, rows_f32(hidden, w->c.hidden), false, logits, w->c.vocab);
 }

@@ -91,7 +91,7 @@ void train_logprobs(struct train *t, const struct weights *w, const int32_t *tar
         chunk_logprobs(t, w, i, logprob, entropy);
 }
 
-// The chunk's share of dhidden and of the head's gradient; its logits become their own gradient.
+// The chunk's share of dhidden and of the head's gradient; its logits become their own gradient, in place.
 static void chunk_backward(struct train *t, const struct weights *w, int32_t first, const float *dlogprob,
                            const float *dentropy, float *grads)
 {
@@ -106,8 +106,10 @@ static void chunk_backward(struct train *t, const struct weights *w, int32_t fir
     t->d->k->logprob_grad(t->d, m, V, h->logits, V, h->inv_temp + first, h->targets + first, h->lse + first,
                           h->dlogprob + first, dentropy ? h->entropy + first : NULL,
                           dentropy ? h->dentropy + first : NULL);
-    linear_grad_w(t->d, &w->head, w->dtype, m, h->logits, V, h->picked, C, grads);
-    linear_grad_x(t->d, &w->head, m, h->logits, V, false, h->picked, C);
+    struct rows dlogits = linear_rows(t->d, w->dtype, m, V, h->logits, V, h->logits, 2 * V);
+    struct rows hidden = linear_rows(t->d, w->dtype, m, C, h->picked, C, h->picked, 2 * C);
+    linear_grad_w(t->d, &w->head, w->dtype, m, dlogits, hidden, grads);
+    linear_grad_x(t->d, &w->head, m, dlogits, false, h->picked, C);
     h->in_buffer = -1;
     t->d->k->embed_grad(t->d, C, m, h->rows + first, h->picked, t->dhidden); // rows are distinct: a scatter
 }

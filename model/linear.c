@@ -27,38 +27,52 @@ static struct gemm_weight linear_part(struct device *d, const struct linear *l, 
     return g;
 }
 
-void linear_forward(struct device *d, const struct linear *l, int64_t m, const float *x, int64_t ldx,
-                    bool accumulate, float *y, int64_t ldy)
+struct rows linear_rows(struct device *d, enum dtype weights, int64_t t, int64_t c, const float *x,
+                        int64_t ldx, void *to, int64_t ldto)
+{
+    if (rows_dtype(weights) == DT_F32)
+        return rows_f32(x, ldx);
+    d->k->to_bf16_rows(d, t, c, x, ldx, to, ldto);
+    return rows_bf16(to, ldto);
+}
+
+void linear_forward(struct device *d, const struct linear *l, int64_t m, struct rows x, bool accumulate,
+                    float *y, int64_t ldy)
 {
     int64_t n0 = 0;
     for (int i = 0; i < l->n_parts; i++) {
         struct gemm_weight g = linear_part(d, l, i, false);
-        d->k->gemm(d, &g, m, x, ldx, l->bias ? l->bias + n0 : NULL, accumulate, y + n0, ldy);
+        d->k->gemm(d, &g, m, x, l->bias ? l->bias + n0 : NULL, accumulate, y + n0, ldy);
         n0 += l->fwd[i].n;
     }
 }
 
-void linear_grad_x(struct device *d, const struct linear *l, int64_t m, const float *dy, int64_t lddy,
-                   bool accumulate, float *dx, int64_t lddx)
+void linear_grad_x(struct device *d, const struct linear *l, int64_t m, struct rows dy, bool accumulate,
+                   float *dx, int64_t lddx)
 {
     int64_t n0 = 0;
     for (int i = 0; i < l->n_parts; i++) {
         struct gemm_weight g = linear_part(d, l, i, true);
-        d->k->gemm(d, &g, m, dy + n0, lddy, NULL, accumulate || i > 0, dx, lddx);
+        d->k->gemm(d, &g, m, rows_from(dy, n0), NULL, accumulate || i > 0, dx, lddx);
         n0 += l->fwd[i].n;
     }
 }
 
-void linear_grad_w(struct device *d, const struct linear *l, enum dtype dtype, int64_t m, const float *dy,
-                   int64_t lddy, const float *x, int64_t ldx, float *grads)
+void linear_grad_w(struct device *d, const struct linear *l, enum dtype dtype, int64_t m, struct rows dy,
+                   struct rows x, float *grads)
 {
     int64_t n0 = 0;
     for (int i = 0; i < l->n_parts; i++) {
         // Packed as one means adjacent in the flat vector, gradients too.
-        d->k->gemm_dw(d, dtype, m, l->fwd[i].n, l->k, dy + n0, lddy, x, ldx, grads + l->params[i]->offset);
+        d->k->gemm_dw(d, dtype, m, l->fwd[i].n, l->k, rows_from(dy, n0), x, grads + l->params[i]->offset);
         n0 += l->fwd[i].n;
     }
-    n0 = 0;
+}
+
+void linear_grad_bias(struct device *d, const struct linear *l, int64_t m, const float *dy, int64_t lddy,
+                      float *grads)
+{
+    int64_t n0 = 0;
     for (int i = 0; i < l->n_params; i++) {
         if (l->biases[i])
             d->k->bias_grad(d, m, l->params[i]->rows, dy + n0, lddy, grads + l->biases[i]->offset);

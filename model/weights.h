@@ -39,14 +39,21 @@ struct linear {
 };
 
 // y [m, n] (+)= x [m, k] W^T + bias
-void linear_forward(struct device *d, const struct linear *l, int64_t m, const float *x, int64_t ldx,
-                    bool accumulate, float *y, int64_t ldy);
+void linear_forward(struct device *d, const struct linear *l, int64_t m, struct rows x, bool accumulate,
+                    float *y, int64_t ldy);
 // dx [m, k] (+)= dy [m, n] W
-void linear_grad_x(struct device *d, const struct linear *l, int64_t m, const float *dy, int64_t lddy,
-                   bool accumulate, float *dx, int64_t lddx);
-// grads of W and bias += . dtype: that of the weights (operands are rounded to bf16 unless DT_F32).
-void linear_grad_w(struct device *d, const struct linear *l, enum dtype dtype, int64_t m, const float *dy,
-                   int64_t lddy, const float *x, int64_t ldx, float *grads);
+void linear_grad_x(struct device *d, const struct linear *l, int64_t m, struct rows dy, bool accumulate,
+                   float *dx, int64_t lddx);
+// grads of W += dy' x. dtype: that of the weights (operands are rounded to bf16 unless DT_F32).
+void linear_grad_w(struct device *d, const struct linear *l, enum dtype dtype, int64_t m, struct rows dy,
+                   struct rows x, float *grads);
+// grads of the biases += , none where there are none.
+void linear_grad_bias(struct device *d, const struct linear *l, int64_t m, const float *dy, int64_t lddy,
+                      float *grads);
+// x [t, c] as products with weights of this dtype want it: rounded once, into `to` (stride ldto; `to` may be x with ldto = 2 ldx), for
+// several products; F32: x as it lies.
+struct rows linear_rows(struct device *d, enum dtype weights, int64_t t, int64_t c, const float *x,
+                        int64_t ldx, void *to, int64_t ldto);
 
 // Called by blocks' bind functions. fmt holds one %d for the layer.
 void bind_vector(struct binder *b, int32_t layer, const char *fmt, float **ret,

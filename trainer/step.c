@@ -87,7 +87,7 @@ static double micro_flops(const struct work *w)
 }
 
 // Rows of member i that are computed for it alone.
-static int32_t rows_of(const struct work *w, int32_t i)
+static int32_t own_rows(const struct work *w, int32_t i)
 {
     return w->prepared.members[i].rows - w->prefix.shared[i];
 }
@@ -102,7 +102,7 @@ static void micro_forward(struct work *w, const struct packing *p, int32_t b)
         const struct prepared_member *member = &w->prepared.members[p->members[i]];
         int32_t shared = w->prefix.shared[p->members[i]];
         m->seqs[n_seqs++] =
-            (struct attn_seq){.row0 = row, .n_rows = rows_of(w, p->members[i]), .pos0 = shared};
+            (struct attn_seq){.row0 = row, .n_rows = own_rows(w, p->members[i]), .pos0 = shared};
         for (int32_t r = shared; r < member->rows; r++, row++) {
             int64_t next = member->first + r + 1;
             m->ids[row] = msg->ids[next - 1];
@@ -156,7 +156,7 @@ static enum status score_pass(struct work *w, const struct packing *p, float *ol
         train_logprobs(w->t->train, w->t->weights, w->micro.targets, w->micro.inv_temp, w->micro.lp,
                        w->micro.entropy);
         for (int32_t k = p->start[b]; k < p->start[b + 1]; k++) {
-            int32_t i = p->members[k], rows = rows_of(w, i);
+            int32_t i = p->members[k], rows = own_rows(w, i);
             struct loss_stats ignored = {0};
             if (old)
                 memcpy(old + w->prepared.members[i].first + w->prefix.shared[i] + 1, w->micro.lp + row,
@@ -192,7 +192,7 @@ static bool differentiate(void *ctx, int32_t begin, int32_t end)
     bool any = false;
     int32_t row = 0;
     for (int32_t k = o->packing->start[o->bin]; k < o->packing->start[o->bin + 1] && row < end; k++) {
-        int32_t i = o->packing->members[k], rows = rows_of(w, i);
+        int32_t i = o->packing->members[k], rows = own_rows(w, i);
         int32_t from = begin > row ? begin - row : 0, to = end < row + rows ? end - row : rows;
         if (from < to) {
             struct loss_input in = micro_input(w, i, row, from, to - from);
@@ -215,7 +215,7 @@ static bool differentiate(void *ctx, int32_t begin, int32_t end)
 static double member_loss(struct work *w, int32_t i, int32_t row)
 {
     struct micro *m = &w->micro;
-    struct loss_input in = micro_input(w, i, row, 0, rows_of(w, i));
+    struct loss_input in = micro_input(w, i, row, 0, own_rows(w, i));
     struct loss_output out = micro_output(w, row);
     struct loss_stats stats = {0};
     double loss = 0, entropy = 0, coef = w->stage->entropy_coef;
@@ -245,7 +245,7 @@ static enum status micro_loss(struct work *w, const struct packing *p, int32_t b
                 "the loss is not finite (%g) at member %d: trajectory %llu attempt %u segment %u", loss, i,
                 (unsigned long long)member->trajectory, member->attempt, member->segment);
         *total += loss;
-        row += rows_of(w, i);
+        row += own_rows(w, i);
         w->metrics.shared_tokens += w->prefix.shared[i];
     }
     w->metrics.tokens += row;

@@ -30,10 +30,10 @@ void AMX(table)(struct kernels *k);
 size_t AMX(weight_bytes)(enum dtype dtype, int64_t n, int64_t k);
 void AMX(weight_pack)(struct device *d, enum dtype dtype, int64_t n, int64_t k, const void *src,
                       enum dtype src_dtype, bool transpose, void *dst);
-void AMX(gemm)(struct device *d, const struct gemm_weight *w, int64_t m, const float *x, int64_t ldx,
+void AMX(gemm)(struct device *d, const struct gemm_weight *w, int64_t m, struct rows x,
                const float *bias, bool accumulate, float *y, int64_t ldy);
-void AMX(gemm_dw)(struct device *d, enum dtype dtype, int64_t m, int64_t n, int64_t k, const float *dy,
-                  int64_t lddy, const float *x, int64_t ldx, float *dw);
+void AMX(gemm_dw)(struct device *d, enum dtype dtype, int64_t m, int64_t n, int64_t k, struct rows dy,
+                  struct rows x, float *dw);
 
 // Packed BF16 and FP8: [ceil(n / PANEL)][ceil(k / TILE_K) * TILE_K / 2][PANEL pairs], inputs and outputs that are not there being 0. A
 // pair-row holds the inputs 2i and 2i+1 of output after output: TILE_DIM of them, TILE_K / 2 pair-rows high, are one tile as

@@ -1,7 +1,7 @@
 // y = x W' on tiles (amx.h has the order). Products with f32 weights are avx512's.
 //
 // Any thread of the pool runs a range of (chunk of rows, panel of outputs) pairs: it rounds the chunk's x to bf16 in its scratch, whole
-// tiles of it, and walks its panels. Tiles 0 … 3 accumulate, 4 and 5 hold x, 6 and 7 weights: 32 rows x 32 outputs at a time, or
+// tiles of it, or takes rows of bf16 where they lie if they are whole tiles, and walks its panels. Tiles 0 … 3 accumulate, 4 and 5 hold x, 6 and 7 weights: 32 rows x 32 outputs at a time, or
 // 16 rows x 64 outputs where the chunk has no more rows. FP8 weights are widened 128 x 32 at a time into scratch, where all rows of the
 // chunk find them.
 #include <assert.h>
@@ -20,17 +20,18 @@ struct gemm {
     struct device *d;
     const struct gemm_weight *w;
     int64_t m;
-    const float *x;
-    int64_t ldx;
+    struct rows x;
     const float *bias;
     bool accumulate;
     float *y;
     int64_t ldy;
 };
 
-// One thread's scratch.
+// What one thread works on and in.
 struct room {
-    uint16_t *x;       // [rows in whole tiles, k padded] bf16
+    const uint16_t *x; // the chunk's rows in whole tiles, k padded, bf16
+    int64_t ldx;
+    uint16_t *operand; // scratch for them
     uint16_t *widened; // two panels' block of FP8 weights as bf16
     float *total;      // [CHUNK, 2 * PANEL] sums of the blocks so far (FP8)
 };
@@ -167,7 +168,7 @@ static void panels_bf16(const struct gemm *g, int64_t m0, int64_t m, int64_t n, 
     const uint16_t *w = (const uint16_t *)g->w->data + n * k;
     float c[TILE_AREA] __attribute__((aligned(64)));
     for (int64_t r = 0, done; r < m; r += done) {
-        done = product(room->x + r * k, k, m - r, w, PANEL * k, width, k / TILE_K, c);
+        done = product(room->x + r * room->ldx, room->ldx, m - r, w, PANEL * k, width, k / TILE_K, c);
         finish(g, m0 + r, done, n, width, c);
     }
 }
@@ -185,7 +186,8 @@ static void panels_fp8(const struct gemm *g, int64_t m0, int64_t m, int64_t n, i
         for (int64_t p = 0; p < width; p += PANEL)
             widen(w + p * k + k0 * PANEL, inputs * PANEL, room->widened + p / PANEL * WIDENED);
         for (int64_t r = 0, done; r < m; r += done) {
-            done = product(room->x + r * k + k0, k, m - r, room->widened, WIDENED, width, inputs / TILE_K, c);
+            done = product(room->x + r * room->ldx + k0, room->ldx, m - r, room->widened, WIDENED, width,
+                           inputs / TILE_K, c);
             for (int64_t v = 0; v < width; v += 16) {
                 if (n + v >= g->w->n)
                     break;
@@ -208,10 +210,27 @@ static void operand(const struct gemm *g, int64_t m0, int64_t m, uint16_t *to)
     int64_t k = g->w->k, k_pad = amx_padded(k);
     for (int64_t r = 0; r < ceil_div(m, TILE_DIM) * TILE_DIM; r++, to += k_pad)
         for (int64_t i = 0; i < k_pad; i += 16) {
-            const float *x = g->x + (m0 + r) * g->ldx + i;
-            v16 a = r < m && i < k ? v_load_n(x, min_i64(16, k - i)) : v_zero();
-            _mm256_storeu_si256((__m256i *)(void *)(to + i), (__m256i)_mm512_cvtneps_pbh(a));
+            int64_t at = (m0 + r) * g->x.ld + i;
+            __mmask16 in = r < m && i < k ? v_mask(min_i64(16, k - i)) : 0;
+            __m256i h =
+                g->x.dtype == DT_BF16
+                    ? _mm256_maskz_loadu_epi16(in, (const uint16_t *)g->x.at + at)
+                    : (__m256i)_mm512_cvtneps_pbh(_mm512_maskz_loadu_ps(in, (const float *)g->x.at + at));
+            _mm256_storeu_si256((__m256i *)(void *)(to + i), h);
         }
+}
+
+// Rows [m0, m0 + m) as the tiles load them.
+static void room_fill(const struct gemm *g, int64_t m0, int64_t m, struct room *room)
+{
+    if (g->x.dtype == DT_BF16 && m % TILE_DIM == 0 && g->w->k % TILE_K == 0) {
+        room->x = (const uint16_t *)g->x.at + m0 * g->x.ld;
+        room->ldx = g->x.ld;
+        return;
+    }
+    operand(g, m0, m, room->operand);
+    room->x = room->operand;
+    room->ldx = amx_padded(g->w->k);
 }
 
 static struct room room_get(const struct gemm *g, int thread)
@@ -219,8 +238,9 @@ static struct room room_get(const struct gemm *g, int thread)
     size_t x = (size_t)(min_i64(CHUNK, ceil_div(g->m, TILE_DIM) * TILE_DIM) * amx_padded(g->w->k)) * 2;
     size_t widened = 2 * WIDENED * 2, total = (size_t)CHUNK * 2 * PANEL * sizeof(float);
     char *p = scratch_get(g->d, thread, x + widened + total); // x is a multiple of 64 bytes
-    return (struct room){(uint16_t *)(void *)p, (uint16_t *)(void *)(p + x),
-                         (float *)(void *)(p + x + widened)};
+    return (struct room){.operand = (uint16_t *)(void *)p,
+                         .widened = (uint16_t *)(void *)(p + x),
+                         .total = (float *)(void *)(p + x + widened)};
 }
 
 // Units are (chunk of rows, panel) pairs, chunk by chunk.
@@ -233,7 +253,7 @@ static void gemm_units(void *ctx, int64_t begin, int64_t end, int thread)
     while (begin < end) {
         int64_t chunk = begin / panels, p0 = begin % panels, p1 = min_i64(panels, p0 + end - begin);
         int64_t m0 = chunk * CHUNK, m = min_i64(CHUNK, g->m - m0);
-        operand(g, m0, m, room.x);
+        room_fill(g, m0, m, &room);
         for (int64_t p = p0, width; p < p1; p += width / PANEL) {
             width = m <= TILE_DIM && p + 1 < p1 ? 2 * PANEL : PANEL;
             if (g->w->dtype == DT_FP8)
@@ -246,16 +266,17 @@ static void gemm_units(void *ctx, int64_t begin, int64_t end, int thread)
     tile_end();
 }
 
-void AMX(gemm)(struct device *d, const struct gemm_weight *w, int64_t m, const float *x, int64_t ldx,
-               const float *bias, bool accumulate, float *y, int64_t ldy)
+void AMX(gemm)(struct device *d, const struct gemm_weight *w, int64_t m, struct rows x, const float *bias,
+               bool accumulate, float *y, int64_t ldy)
 {
     if (w->dtype == DT_F32) {
-        avx512_gemm(d, w, m, x, ldx, bias, accumulate, y, ldy);
+        avx512_gemm(d, w, m, x, bias, accumulate, y, ldy);
         return;
     }
     assert(w->dtype == DT_FP8 ? w->scales != NULL : w->dtype == DT_BF16);
-    assert(m >= 0 && (m < 2 || (ldx >= w->k && ldy >= w->n)));
-    struct gemm g = {d, w, m, x, ldx, bias, accumulate, y, ldy};
+    assert(x.dtype == DT_F32 || x.dtype == DT_BF16);
+    assert(m >= 0 && (m < 2 || (x.ld >= w->k && ldy >= w->n)));
+    struct gemm g = {d, w, m, x, bias, accumulate, y, ldy};
     int64_t chunks = ceil_div(m, CHUNK);
     // A panel's time: its products, or at least its way here out of memory.
     double rows = chunks ? (double)m / (double)chunks : 0, size = (double)dtype_bytes(w->dtype);

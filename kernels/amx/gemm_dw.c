@@ -17,33 +17,39 @@
 struct gemm_dw {
     struct device *d;
     int64_t m, n, k;
-    const float *dy;
-    int64_t lddy;
-    const float *x;
-    int64_t ldx;
+    struct rows dy, x;
     float *dw;
     int64_t cut_n, cut_k; // blocks along N and K
 };
 
-// Rows 2i and 2i+1 of 16 columns as sixteen pairs of bf16.
-ALWAYS v16 row_pair(const float *src, int64_t ld, int64_t rows, int64_t cols)
+// Sixteen columns from element i on in the low halves of 32-bit lanes, or 0 where the row or a column is not there.
+ALWAYS __m512i row_halves(const struct rows *r, int64_t i, bool there, int64_t cols)
 {
-    v16 a = rows > 0 ? v_load_n(src, cols) : v_zero(), b = rows > 1 ? v_load_n(src + ld, cols) : v_zero();
-    __m512i lo = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(a));
-    __m512i hi = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(b));
+    if (!there)
+        return _mm512_setzero_si512();
+    return _mm512_cvtepu16_epi32(r->dtype == DT_BF16
+                                     ? _mm256_maskz_loadu_epi16(v_mask(cols), (const uint16_t *)r->at + i)
+                                     : (__m256i)_mm512_cvtneps_pbh(v_load_n((const float *)r->at + i, cols)));
+}
+
+// Rows 2i and 2i+1 of 16 columns as sixteen pairs of bf16.
+ALWAYS v16 row_pair(const struct rows *r, int64_t at, int64_t rows, int64_t cols)
+{
+    __m512i lo = row_halves(r, at, rows > 0, cols), hi = row_halves(r, at + r->ld, rows > 1, cols);
     return _mm512_castsi512_ps(_mm512_or_si512(lo, _mm512_slli_epi32(hi, 16)));
 }
 
-// Columns [c0, c1) of m rows of src → tiles [column / 16][step], zeros beyond, the columns filled up to whole squares. A tile
+// Columns [c0, c1) of rows [m0, m0 + m) of src → tiles [column / 16][step], zeros beyond, the columns filled up to whole squares. A tile
 // has one pair-row of the batch after the other (x), or is turned: one column after the other (dy).
-static void pack(const float *src, int64_t ld, int64_t m, int64_t c0, int64_t c1, bool turned, uint16_t *to)
+static void pack(const struct rows *src, int64_t m0, int64_t m, int64_t c0, int64_t c1, bool turned,
+                 uint16_t *to)
 {
     for (int64_t c = c0; c < c0 + ceil_div(c1 - c0, SQUARE) * SQUARE; c += TILE_DIM)
         for (int64_t r = 0; r < m; r += TILE_K, to += TILE_SIZE) {
             v16 a[16];
             int64_t cols = max_i64(0, min_i64(TILE_DIM, c1 - c));
             for (int64_t i = 0; i < 16; i++)
-                a[i] = cols ? row_pair(src + (r + 2 * i) * ld + c, ld, m - r - 2 * i, cols) : v_zero();
+                a[i] = cols ? row_pair(src, (m0 + r + 2 * i) * src->ld + c, m - r - 2 * i, cols) : v_zero();
             if (turned)
                 v_transpose(a);
             for (int64_t i = 0; i < 16; i++)
@@ -100,8 +106,8 @@ static void dw_block(const struct gemm_dw *g, int64_t n0, int64_t n1, int64_t k0
     uint16_t *dy = (uint16_t *)(void *)(acc + sn * sk * area), *x = dy + SLAB * sn * SQUARE;
     for (int64_t m0 = 0; m0 < g->m; m0 += SLAB) {
         int64_t m = min_i64(SLAB, g->m - m0), steps = ceil_div(m, TILE_K), next = steps * TILE_SIZE;
-        pack(g->dy + m0 * g->lddy, g->lddy, m, n0, n1, true, dy);
-        pack(g->x + m0 * g->ldx, g->ldx, m, k0, k1, false, x);
+        pack(&g->dy, m0, m, n0, n1, true, dy);
+        pack(&g->x, m0, m, k0, k1, false, x);
         for (int64_t i = 0; i < sn; i++)
             for (int64_t j = 0; j < sk; j++) {
                 float *c = acc + (i * sk + j) * area;
@@ -129,17 +135,17 @@ static void dw_blocks(void *ctx, int64_t begin, int64_t end, int thread)
     tile_end();
 }
 
-void AMX(gemm_dw)(struct device *d, enum dtype dtype, int64_t m, int64_t n, int64_t k, const float *dy,
-                  int64_t lddy, const float *x, int64_t ldx, float *dw)
+void AMX(gemm_dw)(struct device *d, enum dtype dtype, int64_t m, int64_t n, int64_t k, struct rows dy,
+                  struct rows x, float *dw)
 {
     if (dtype == DT_F32) {
-        avx512_gemm_dw(d, dtype, m, n, k, dy, lddy, x, ldx, dw);
+        avx512_gemm_dw(d, dtype, m, n, k, dy, x, dw);
         return;
     }
     assert(dtype == DT_BF16);
     if (m == 0 || n == 0 || k == 0)
         return;
-    struct gemm_dw g = {d, m, n, k, dy, lddy, x, ldx, dw, ceil_div(n, BLOCK), ceil_div(k, BLOCK)};
+    struct gemm_dw g = {d, m, n, k, dy, x, dw, ceil_div(n, BLOCK), ceil_div(k, BLOCK)};
     // Enough blocks for every thread as long as squares remain to cut; where the cuts lie moves no bits.
     while (g.cut_n * g.cut_k < 4 * pool_threads(d->pool)) {
         if (k / g.cut_k >= n / g.cut_n && k / g.cut_k > SQUARE)

@@ -1,4 +1,4 @@
-// Embedding, rope, SwiGLU: lanes/activation_tmpl.c on AVX2.
+// Embedding, rope, additions: lanes/activation_tmpl.c on AVX2.
 #include "kernels/avx2/avx2.h"
 #include "kernels/avx2/lanes.h"
 

@@ -28,5 +28,6 @@ void avx2_table(struct kernels *k)
     k->fp8_quantize = avx2_fp8_quantize;
     k->fp8_dequantize = avx2_fp8_dequantize;
     k->to_bf16 = avx2_to_bf16;
+    k->to_bf16_rows = avx2_to_bf16_rows;
     k->from_bf16 = avx2_from_bf16;
 }

@@ -1,4 +1,4 @@
-// Embedding, rope, SwiGLU: lanes/activation_tmpl.c on AVX-512.
+// Embedding, rope, additions: lanes/activation_tmpl.c on AVX-512.
 #include "kernels/avx512/avx512.h"
 #include "kernels/avx512/lanes.h"
 

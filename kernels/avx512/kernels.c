@@ -28,5 +28,6 @@ void avx512_table(struct kernels *k)
     k->fp8_quantize = avx512_fp8_quantize;
     k->fp8_dequantize = avx512_fp8_dequantize;
     k->to_bf16 = avx512_to_bf16;
+    k->to_bf16_rows = avx512_to_bf16_rows;
     k->from_bf16 = avx512_from_bf16;
 }

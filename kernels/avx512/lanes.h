@@ -181,8 +181,13 @@ ALWAYS void v_store_bf16(uint16_t *p, v16 a)
 {
     v_store_upper(p, v_round_bf16(a));
 }
+// Stores of halves under a mask are slow: only tails take them.
 ALWAYS void v_store_bf16_n(uint16_t *p, v16 a, int64_t n)
 {
+    if (n >= 16) {
+        v_store_bf16(p, a);
+        return;
+    }
     _mm256_mask_storeu_epi16(p, v_mask(n), _mm512_cvtepi32_epi16(_mm512_srli_epi32(v_bf16_high(a), 16)));
 }
 // E4M3 by way of half precision: the code's seven low bits make a half 2^-8 of the value (vcvtph2ps heeds

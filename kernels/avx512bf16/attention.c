@@ -94,8 +94,8 @@ static void tile_write(const struct attention *a, const struct tile *t)
                 x[l] = l < cols ? v_mul(v_load(t->o + (j + l) * TILE_LANES + 16 * v), inverse) : v_zero();
             v_transpose(x);
             for (int l = 0; l < 16 && 16 * v + l < t->n; l++)
-                v_store_n(a->out + t->row[16 * v + l] * a->ldo + t->head[16 * v + l] * t->dim + j, x[l],
-                          cols);
+                rows_store(a->out_dtype, a->out,
+                           t->row[16 * v + l] * a->ldo + t->head[16 * v + l] * t->dim + j, x[l], cols);
         }
     }
     for (int i = 0; i < t->n && a->lse; i++)
@@ -349,18 +349,18 @@ static void attention_units(void *ctx, int64_t begin, int64_t end, int thread)
 }
 
 void avx512bf16_attention(struct device *d, const struct attn_cache *c, int n_heads, float scale, int n_seqs,
-                          const struct attn_seq *seqs, const float *q, int64_t ldq, float *out, int64_t ldo,
-                          float *lse)
+                          const struct attn_seq *seqs, const float *q, int64_t ldq, enum dtype out_dtype,
+                          void *out, int64_t ldo, float *lse)
 {
     if (!avx512bf16_pairs(c->dtype, c->head_dim)) {
-        avx512_attention(d, c, n_heads, scale, n_seqs, seqs, q, ldq, out, ldo, lse);
+        avx512_attention(d, c, n_heads, scale, n_seqs, seqs, q, ldq, out_dtype, out, ldo, lse);
         return;
     }
     ref_cache_check(c);
-    assert(n_heads % c->n_kv == 0 && scale > 0);
+    assert(n_heads % c->n_kv == 0 && scale > 0 && (out_dtype == DT_F32 || out_dtype == DT_BF16));
     int64_t *first = scratch_shared(d, (size_t)(n_seqs + 1) * sizeof *first);
-    struct attention a = {
-        d, c, n_heads, n_heads / c->n_kv, scale, scale * LOG2E, n_seqs, seqs, first, q, ldq, out, ldo, lse};
+    struct attention a = {d,     c, n_heads, n_heads / c->n_kv, scale, scale * LOG2E, n_seqs, seqs,
+                          first, q, ldq,     out_dtype,         out,   ldo,           lse};
     double pairs = 0; // (row, key) pairs of one head
     double bytes = 0; // of keys and values
     first[0] = 0;

@@ -8,6 +8,8 @@
 
 #if defined(__AVX512BF16__) && defined(__AVX512VBMI__)
 
+#include "kernels/lanes/rows_tmpl.c"
+
 #define LOG2E 1.44269504f
 
 // One attention call.
@@ -21,7 +23,8 @@ struct attention {
     const int64_t *first; // [n_seqs + 1] first unit of each sequence
     const float *q;
     int64_t ldq;
-    float *out;
+    enum dtype out_dtype;
+    void *out;
     int64_t ldo;
     float *lse;
 };

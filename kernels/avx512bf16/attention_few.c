@@ -266,8 +266,8 @@ void few_rows(const struct attention *a, const struct attn_seq *s, int64_t g, co
     for (int r = 0; r < f.n; r++) {
         v16 inverse = v_div(v_set(1), v_set(f.l[r]));
         for (int64_t j = 0; j < dim; j += 16)
-            v_store_n(a->out + s->row0 * a->ldo + (head + r) * dim + j,
-                      v_mul(v_load(f.o + r * f.dim_pad + j), inverse), min_i64(16, dim - j));
+            rows_store(a->out_dtype, a->out, s->row0 * a->ldo + (head + r) * dim + j,
+                       v_mul(v_load(f.o + r * f.dim_pad + j), inverse), min_i64(16, dim - j));
         if (a->lse)
             a->lse[s->row0 * a->n_heads + head + r] = fmaf(f.m[r], a->scale, fmath_log(f.l[r]));
     }

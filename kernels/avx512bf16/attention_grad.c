@@ -23,7 +23,9 @@ struct attn_grad {
     float scale, c2;
     const struct attn_seq *seqs;
     int32_t *tree; // [trees + 1] first sequence of each
-    const float *q, *k, *v, *out, *lse, *dout;
+    const float *q, *k, *v, *lse, *dout;
+    enum dtype out_dtype;
+    const void *out;
     int64_t ldq, ldk, ldv, ldo, lddo, lddq, lddk, lddv;
     float *dq, *dk, *dv;
     // NULL: a unit does the heads of a group one after the other, adding to dk and dv. Else units are heads, and those that
@@ -154,7 +156,7 @@ static void pack_queries(const struct attn_grad *a, const struct attn_seq *s, in
         for (int64_t j = 0; j < dim && i < n; j += 16) {
             int64_t cols = min_i64(16, dim - j);
             sum = v_fma(v_load_n(dout + i * a->lddo + j, cols),
-                        v_load_n(a->out + (s->row0 + i) * a->ldo + h * dim + j, cols), sum);
+                        rows_load(a->out_dtype, a->out, (s->row0 + i) * a->ldo + h * dim + j, cols), sum);
         }
         w->delta[at + i] = v_fold(sum) * a->scale;
         w->lse2[at + i] = i < n ? a->lse[(s->row0 + i) * a->n_heads + h] * LOG2E : 0;
@@ -386,16 +388,16 @@ static void parts_add(void *ctx, int64_t begin, int64_t end, int thread)
 void avx512bf16_attention_grad(struct device *d, enum dtype dtype, int n_heads, int n_kv, int head_dim,
                                float scale, int n_seqs, const struct attn_seq *seqs, const float *q,
                                int64_t ldq, const float *k, int64_t ldk, const float *v, int64_t ldv,
-                               const float *out, int64_t ldo, const float *lse, const float *dout,
-                               int64_t lddo, float *dq, int64_t lddq, float *dk, int64_t lddk, float *dv,
-                               int64_t lddv)
+                               enum dtype out_dtype, const void *out, int64_t ldo, const float *lse,
+                               const float *dout, int64_t lddo, float *dq, int64_t lddq, float *dk,
+                               int64_t lddk, float *dv, int64_t lddv)
 {
     if (!avx512bf16_pairs(dtype, head_dim)) {
         avx512_attention_grad(d, dtype, n_heads, n_kv, head_dim, scale, n_seqs, seqs, q, ldq, k, ldk, v, ldv,
-                              out, ldo, lse, dout, lddo, dq, lddq, dk, lddk, dv, lddv);
+                              out_dtype, out, ldo, lse, dout, lddo, dq, lddq, dk, lddk, dv, lddv);
         return;
     }
-    assert(n_kv > 0 && n_heads % n_kv == 0 && scale > 0);
+    assert(n_kv > 0 && n_heads % n_kv == 0 && scale > 0 && (out_dtype == DT_F32 || out_dtype == DT_BF16));
     struct attn_grad a = {.d = d,
                           .dtype = dtype,
                           .n_heads = n_heads,
@@ -408,6 +410,7 @@ void avx512bf16_attention_grad(struct device *d, enum dtype dtype, int n_heads, 
                           .q = q,
                           .k = k,
                           .v = v,
+                          .out_dtype = out_dtype,
                           .out = out,
                           .lse = lse,
                           .dout = dout,

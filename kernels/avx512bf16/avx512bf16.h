@@ -11,10 +11,16 @@
 size_t avx512bf16_weight_bytes(enum dtype dtype, int64_t n, int64_t k);
 void avx512bf16_weight_pack(struct device *d, enum dtype dtype, int64_t n, int64_t k, const void *src,
                             enum dtype src_dtype, bool transpose, void *dst);
-void avx512bf16_gemm(struct device *d, const struct gemm_weight *w, int64_t m, const float *x, int64_t ldx,
+void avx512bf16_gemm(struct device *d, const struct gemm_weight *w, int64_t m, struct rows x,
                      const float *bias, bool accumulate, float *y, int64_t ldy);
-void avx512bf16_gemm_dw(struct device *d, enum dtype dtype, int64_t m, int64_t n, int64_t k, const float *dy,
-                        int64_t lddy, const float *x, int64_t ldx, float *dw);
+void avx512bf16_gemm_dw(struct device *d, enum dtype dtype, int64_t m, int64_t n, int64_t k, struct rows dy,
+                        struct rows x, float *dw);
+
+// Bits of avx512's.
+void avx512bf16_swiglu(struct device *d, int64_t t, int64_t f, const float *gu, enum dtype y_dtype, void *y,
+                       uint16_t *kept);
+void avx512bf16_swiglu_grad(struct device *d, int64_t t, int64_t f, enum dtype dtype, const void *gu,
+                            const float *dy, enum dtype out, void *dgu, void *y);
 
 // Packed BF16 and FP8: [ceil(n / PANEL)][ceil(k / 2)][PANEL pairs]. A pair-row of bf16 is PANEL * 2 halves in column order. A
 // pair-row of FP8 is 64 codes in the order that byte unpacking turns into two vectors of 16 columns: code j (0 or 1) of column c
@@ -52,13 +58,13 @@ void avx512bf16_kv_write(struct device *d, const struct attn_cache *c, int n_seq
                          const struct attn_seq *seqs, const float *k, int64_t ldk, const float *v,
                          int64_t ldv);
 void avx512bf16_attention(struct device *d, const struct attn_cache *c, int n_heads, float scale, int n_seqs,
-                          const struct attn_seq *seqs, const float *q, int64_t ldq, float *out, int64_t ldo,
-                          float *lse);
+                          const struct attn_seq *seqs, const float *q, int64_t ldq, enum dtype out_dtype,
+                          void *out, int64_t ldo, float *lse);
 void avx512bf16_attention_grad(struct device *d, enum dtype dtype, int n_heads, int n_kv, int head_dim,
                                float scale, int n_seqs, const struct attn_seq *seqs, const float *q,
                                int64_t ldq, const float *k, int64_t ldk, const float *v, int64_t ldv,
-                               const float *out, int64_t ldo, const float *lse, const float *dout,
-                               int64_t lddo, float *dq, int64_t lddq, float *dk, int64_t lddk, float *dv,
-                               int64_t lddv);
+                               enum dtype out_dtype, const void *out, int64_t ldo, const float *lse,
+                               const float *dout, int64_t lddo, float *dq, int64_t lddq, float *dk,
+                               int64_t lddk, float *dv, int64_t lddv);
 
 #endif

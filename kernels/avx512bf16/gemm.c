@@ -8,20 +8,26 @@
 
 // ---- tiles -----------------------------------------------------------------------------------------------
 
-// acc continued over n_pairs from input k of the pass on; w is the first panel's pair-row, panels lie `panel` bytes apart. cols is even:
-// whole panels, one after the other, for the widened codes of all of them together would not fit the registers.
-ALWAYS void pair_chain(const int rows, const int cols, const enum dtype t, const struct gemm_pass *p,
-                       int64_t k, int64_t n_pairs, const float *x, const char *w, int64_t panel, v16 *acc)
+// Two lines asked for at every step of a loop over pairs, the next step's so many bytes on.
+struct fetch {
+    const char *at;
+    int64_t step;
+};
+
+// acc continued over n_pairs; w is the first panel's pair-row, panels lie `panel` bytes apart. cols is even: whole panels, one after the
+// other, for the widened codes of all of them together would not fit the registers. Without `fetching` f is not read.
+ALWAYS void pair_chain(const int rows, const int cols, const enum dtype t, const bool fetching,
+                       const struct gemm_pass *p, int64_t n_pairs, const unit *x, const char *w,
+                       int64_t panel, struct fetch f, v16 *acc)
 {
-    const int64_t ldx = p->ldx, ahead_step = p->ahead_step, reach = p->reach;
-    const char *ahead = p->ahead + (k - p->k0) / 2 * ahead_step;
+    const int64_t ldx = p->ldx, reach = p->reach;
     const int64_t step = 2 * PANEL * (int64_t)dtype_bytes(t);
     for (int64_t i = 0; i < n_pairs; i++, w += step) {
         v16 a[TILE_ROWS];
-        if (cols == TILE_COLS) {
-            __builtin_prefetch(ahead, 0, 2);
-            __builtin_prefetch(ahead + 64, 0, 2);
-            ahead += ahead_step;
+        if (fetching) {
+            __builtin_prefetch(f.at, 0, 2);
+            __builtin_prefetch(f.at + 64, 0, 2);
+            f.at += f.step;
         }
 #pragma GCC unroll 16
         for (int r = 0; r < rows; r++)
@@ -50,13 +56,37 @@ ALWAYS void pair_chain(const int rows, const int cols, const enum dtype t, const
     }
 }
 
+// The same, where the pass wants lines ahead of those already asked for at `done` steps.
+ALWAYS void pair_ahead(const int rows, const int cols, const enum dtype t, const struct gemm_pass *p,
+                       int64_t done, int64_t n_pairs, const unit *x, const char *w, int64_t panel, v16 *acc)
+{
+    const struct fetch ahead = {p->ahead + done * p->ahead_step, p->ahead_step};
+    const int64_t asking = cols == TILE_COLS ? min_i64(max_i64(p->ahead_steps - done, 0), n_pairs) : 0;
+    if (cols == TILE_COLS)
+        pair_chain(rows, cols, t, true, p, asking, x, w, panel, ahead, acc);
+    pair_chain(rows, cols, t, false, p, n_pairs - asking, x + asking,
+               w + asking * 2 * PANEL * (int64_t)dtype_bytes(t), panel, ahead, acc);
+}
+
+// What is asked for costs a tile its time too: a high one whose steps are free asks for the lines of y row by row in the first of them,
+// since all of them at once would hold its own operands up.
 ALWAYS void bf16_tile(const int rows, const int cols, const struct gemm_pass *p, int64_t r0, int64_t n)
 {
-    const int64_t k = p->g->w->k, panel = ceil_div(k, 2) * 2 * PANEL * 2;
+    const struct gemm *g = p->g;
+    const int64_t k = g->w->k, panel = ceil_div(k, 2) * 2 * PANEL * 2, pairs = ceil_div(p->k1 - p->k0, 2);
+    const bool apart = rows > TILE_WIDE_ROWS && p->ahead_steps < pairs;
+    const int64_t first = apart && p->k1 == k ? min_i64(rows, pairs) : 0;
+    const unit *x = p->x + r0 * p->ldx;
+    const char *w = (const char *)g->w->data + n / PANEL * panel + p->k0 * PANEL * 2;
+    const struct fetch y = {(const char *)(g->y + (p->m0 + r0) * g->ldy + n),
+                            g->ldy * (int64_t)sizeof(float)};
     v16 acc[TILE_ROWS * TILE_COLS];
     gemm_begin(rows, cols, p, r0, n, acc);
-    pair_chain(rows, cols, DT_BF16, p, p->k0, ceil_div(p->k1 - p->k0, 2), p->x + r0 * p->ldx,
-               (const char *)p->g->w->data + n / PANEL * panel + p->k0 * PANEL * 2, panel, acc);
+    if (apart)
+        pair_chain(rows, cols, DT_BF16, true, p, first, x, w, panel, y, acc);
+    else
+        gemm_ask(rows, cols, p, r0, n);
+    pair_ahead(rows, cols, DT_BF16, p, 0, pairs - first, x + first, w + first * 2 * PANEL * 2, panel, acc);
     gemm_end(rows, cols, p, r0, n, acc);
 }
 
@@ -66,13 +96,15 @@ ALWAYS void fp8_tile(const int rows, const int cols, const struct gemm_pass *p, 
     const int64_t panel = ceil_div(g->k, 2) * 2 * PANEL, blocks = ceil_div(g->k, FP8_BLOCK);
     const char *w = (const char *)g->data + n / PANEL * panel;
     v16 acc[TILE_ROWS * TILE_COLS], total[TILE_ROWS * TILE_COLS];
+    gemm_ask(rows, cols, p, r0, n);
     gemm_begin(rows, cols, p, r0, n, total);
     for (int64_t k = p->k0; k < p->k1; k += FP8_BLOCK) {
 #pragma GCC unroll 32
         for (int i = 0; i < rows * cols; i++)
             acc[i] = v_zero();
-        pair_chain(rows, cols, DT_FP8, p, k, ceil_div(min_i64(FP8_BLOCK, p->k1 - k), 2),
-                   p->x + r0 * p->ldx + (k - p->k0) / 2, w + k * PANEL, panel, acc);
+        const int64_t done = (k - p->k0) / 2;
+        pair_ahead(rows, cols, DT_FP8, p, done, ceil_div(min_i64(FP8_BLOCK, p->k1 - k), 2),
+                   p->x + r0 * p->ldx + done, w + k * PANEL, panel, acc);
 #pragma GCC unroll 8
         for (int v = 0; v < cols; v++) {
             v16 scale = v_set(g->scales[(n + 16 * v) / FP8_BLOCK * blocks + k / FP8_BLOCK]);
@@ -101,7 +133,7 @@ GEMM_TILES(TILE_DEFINE, fp8, DT_FP8)
 #define STREAM_AHEAD 8192
 #define STREAM_ROWS  TILE_WIDE_ROWS
 
-ALWAYS void stream_chain(const int rows, const enum dtype t, int64_t n_pairs, const float *x, int64_t ldx,
+ALWAYS void stream_chain(const int rows, const enum dtype t, int64_t n_pairs, const unit *x, int64_t ldx,
                          const char *w, v16 *acc)
 {
     const int64_t step = 2 * PANEL * (int64_t)dtype_bytes(t);
@@ -135,6 +167,7 @@ ALWAYS void stream_panels(const int rows, const enum dtype t, const struct gemm_
     for (int64_t n = n0; n < n1; n += PANEL, panel += panel_bytes) {
         v16 acc[2 * STREAM_ROWS], total[2 * STREAM_ROWS];
         const char *w = panel;
+        gemm_ask(rows, 2, p, 0, n);
         gemm_begin(rows, 2, p, 0, n, total);
         for (int64_t k = p->k0; k < p->k1; k += length) {
             int64_t pairs = ceil_div(min_i64(length, p->k1 - k), 2);
@@ -177,10 +210,25 @@ static gemm_fn *gemm_pick(enum dtype t, int64_t rows, int64_t cols)
     return tiles[t == DT_FP8][gemm_tile_index(rows, cols)];
 }
 
-static int64_t gemm_units(const struct gemm *g, int64_t k)
+static int64_t gemm_units(int64_t k)
 {
-    (void)g;
     return ceil_div(k, 2);
+}
+
+// Rows of bf16 are pairs already, if no row begins or ends within one.
+static bool gemm_lies(const struct gemm *g)
+{
+    return g->x.dtype == DT_BF16 && g->w->k % 2 == 0 && (g->m == 1 || g->x.ld % 2 == 0) &&
+           (uintptr_t)g->x.at % sizeof(unit) == 0;
+}
+
+static void pairs_copy(const uint16_t *x, int64_t k, float *to)
+{
+    for (int64_t i = 0; i < k; i += 32) {
+        __mmask32 in = k - i >= 32 ? ~(__mmask32)0 : ((__mmask32)1 << (k - i)) - 1;
+        _mm512_mask_storeu_epi32(to + i / 2, v_mask(min_i64(16, ceil_div(k - i, 2))),
+                                 _mm512_maskz_loadu_epi16(in, x + i));
+    }
 }
 
 // x as pairs of bf16, rows padded to whole pairs.
@@ -188,8 +236,12 @@ static void gemm_operand(const struct gemm *g, int64_t m0, int64_t m, int64_t k0
 {
     int64_t k = k1 - k0, pairs = ceil_div(k, 2);
     for (int64_t r = 0; r < m; r++) {
-        const float *x = g->x + (m0 + r) * g->ldx + k0;
+        const float *x = (const void *)gemm_x(g, m0 + r, k0);
         float *row = to + r * pairs;
+        if (g->x.dtype == DT_BF16) {
+            pairs_copy((const void *)gemm_x(g, m0 + r, k0), k, row);
+            continue;
+        }
         int64_t i = 0;
         for (; i + 32 <= k; i += 32) // the higher half comes first
             _mm512_storeu_si512(row + i / 2, (__m512i)_mm512_cvtne2ps_pbh(v_load(x + i + 16), v_load(x + i)));
@@ -200,11 +252,11 @@ static void gemm_operand(const struct gemm *g, int64_t m0, int64_t m, int64_t k0
     }
 }
 
-void avx512bf16_gemm(struct device *d, const struct gemm_weight *w, int64_t m, const float *x, int64_t ldx,
+void avx512bf16_gemm(struct device *d, const struct gemm_weight *w, int64_t m, struct rows x,
                      const float *bias, bool accumulate, float *y, int64_t ldy)
 {
     if (w->dtype == DT_F32)
-        avx512_gemm(d, w, m, x, ldx, bias, accumulate, y, ldy);
+        avx512_gemm(d, w, m, x, bias, accumulate, y, ldy);
     else
-        gemm_run(d, w, m, x, ldx, bias, accumulate, y, ldy);
+        gemm_run(d, w, m, x, bias, accumulate, y, ldy);
 }

@@ -7,6 +7,8 @@ void avx512bf16_table(struct kernels *k)
     k->weight_pack = avx512bf16_weight_pack;
     k->gemm = avx512bf16_gemm;
     k->gemm_dw = avx512bf16_gemm_dw;
+    k->swiglu = avx512bf16_swiglu;
+    k->swiglu_grad = avx512bf16_swiglu_grad;
     k->kv_write = avx512bf16_kv_write;
     k->attention = avx512bf16_attention;
     k->attention_grad = avx512bf16_attention_grad;

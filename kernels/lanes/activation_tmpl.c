@@ -1,4 +1,4 @@
-// Template: embedding, rotary embedding, SwiGLU, additions: row by row or element by element.
+// Template: embedding, rotary embedding, additions: row by row or element by element.
 #include <assert.h>
 
 struct rope {
@@ -36,79 +36,6 @@ void LANES(rope)(struct device *d, int64_t t, int64_t heads, int64_t head_dim, f
     assert(head_dim % 2 == 0 && (sign == 1 || sign == -1));
     struct rope a = {heads, head_dim, x, ldx, pos, cos, sin, sign};
     split_run(d, t, 1, 0.2 * (double)(heads * head_dim) + 5, rope_rows, &a);
-}
-
-struct swiglu {
-    int64_t f;
-    const void *gu;
-    const float *dy;
-    float *out, *y;
-    uint16_t *kept;
-};
-
-static void swiglu_rows(void *ctx, int64_t begin, int64_t end, int thread)
-{
-    (void)thread;
-    const struct swiglu *a = ctx;
-    v16 one = v_set(1.0f);
-    for (int64_t row = begin; row < end; row++)
-        for (int64_t i = 0; i < a->f; i += 16) {
-            int64_t n = min_i64(16, a->f - i), at = row * 2 * a->f + i;
-            v16 g = v_load_n((const float *)a->gu + at, n), u = v_load_n((const float *)a->gu + at + a->f, n);
-            v_store_n(a->y + row * a->f + i, v_mul(v_div(g, v_add(one, v_exp(v_neg(g)))), u), n);
-            if (a->kept) {
-                v_store_bf16_n(a->kept + at, g, n);
-                v_store_bf16_n(a->kept + at + a->f, u, n);
-            }
-        }
-}
-
-void LANES(swiglu)(struct device *d, int64_t t, int64_t f, const float *gu, float *y, uint16_t *kept)
-{
-    struct swiglu a = {.f = f, .gu = gu, .y = y, .kept = kept};
-    split_run(d, t, 1, 0.5 * (double)f, swiglu_rows, &a);
-}
-
-ALWAYS v16 swiglu_load(const enum dtype t, const void *p, int64_t i, int64_t n)
-{
-    return t == DT_F32 ? v_load_n((const float *)p + i, n) : v_load_bf16_n((const uint16_t *)p + i, n);
-}
-
-ALWAYS void swiglu_grad_range(const enum dtype t, const struct swiglu *a, int64_t begin, int64_t end)
-{
-    v16 one = v_set(1.0f);
-    for (int64_t row = begin; row < end; row++)
-        for (int64_t i = 0; i < a->f; i += 16) {
-            int64_t n = min_i64(16, a->f - i), at = row * 2 * a->f + i;
-            v16 g = swiglu_load(t, a->gu, at, n), u = swiglu_load(t, a->gu, at + a->f, n),
-                dy = v_load_n(a->dy + row * a->f + i, n), below = v_add(one, v_exp(v_neg(g)));
-            v16 sigmoid = v_div(one, below);
-            v16 dg = v_mul(v_mul(dy, u), v_mul(sigmoid, v_fma(g, v_sub(one, sigmoid), one)));
-            v_store_n(a->out + at, dg, n);
-            v_store_n(a->out + at + a->f, v_mul(dy, v_mul(g, sigmoid)), n);
-            if (a->y)
-                v_store_n(a->y + row * a->f + i, v_mul(v_div(g, below), u), n);
-        }
-}
-
-static void swiglu_grad_f32(void *ctx, int64_t begin, int64_t end, int thread)
-{
-    (void)thread;
-    swiglu_grad_range(DT_F32, ctx, begin, end);
-}
-
-static void swiglu_grad_bf16(void *ctx, int64_t begin, int64_t end, int thread)
-{
-    (void)thread;
-    swiglu_grad_range(DT_BF16, ctx, begin, end);
-}
-
-void LANES(swiglu_grad)(struct device *d, int64_t t, int64_t f, enum dtype dtype, const void *gu,
-                        const float *dy, float *dgu, float *y)
-{
-    assert(dtype == DT_F32 || dtype == DT_BF16);
-    struct swiglu a = {.f = f, .gu = gu, .dy = dy, .out = dgu, .y = y};
-    split_run(d, t, 1, 0.8 * (double)f, dtype == DT_F32 ? swiglu_grad_f32 : swiglu_grad_bf16, &a);
 }
 
 struct elements {

@@ -3,6 +3,7 @@
 #include <assert.h>
 #include <math.h>
 
+#include "kernels/lanes/rows_tmpl.c"
 #include "kernels/lanes/tile_tmpl.c"
 #include "kernels/ref/ref.h"
 
@@ -22,7 +23,9 @@ struct attn_grad {
     float scale;
     const struct attn_seq *seqs;
     int32_t *tree; // [trees + 1] first sequence of each
-    const float *q, *k, *v, *out, *lse, *dout;
+    const float *q, *k, *v, *lse, *dout;
+    enum dtype out_dtype;
+    const void *out;
     int64_t ldq, ldk, ldv, ldo, lddo, lddq, lddk, lddv;
     float *dq, *dk, *dv;
 };
@@ -142,11 +145,11 @@ static void find_delta(const struct attn_grad *a, const struct attn_seq *s, int 
     for (int64_t h = 0; h < group; h++)
         for (int64_t i = 0; i < s->n_rows; i++) {
             const float *x = a->dout + (s->row0 + i) * a->lddo + (g * group + h) * dim;
-            const float *y = a->out + (s->row0 + i) * a->ldo + (g * group + h) * dim;
+            int64_t y = (s->row0 + i) * a->ldo + (g * group + h) * dim;
             v16 sum = v_zero();
             for (int64_t j = 0; j < dim; j += 16)
-                sum =
-                    v_fma(v_load_n(x + j, min_i64(16, dim - j)), v_load_n(y + j, min_i64(16, dim - j)), sum);
+                sum = v_fma(v_load_n(x + j, min_i64(16, dim - j)),
+                            rows_load(a->out_dtype, a->out, y + j, min_i64(16, dim - j)), sum);
             w->delta[h * w->rows + at + i] = v_fold(sum);
         }
 }
@@ -207,11 +210,11 @@ static void grad_heads(void *ctx, int64_t begin, int64_t end, int thread)
 
 void LANES(attention_grad)(struct device *d, enum dtype dtype, int n_heads, int n_kv, int head_dim,
                            float scale, int n_seqs, const struct attn_seq *seqs, const float *q, int64_t ldq,
-                           const float *k, int64_t ldk, const float *v, int64_t ldv, const float *out,
-                           int64_t ldo, const float *lse, const float *dout, int64_t lddo, float *dq,
-                           int64_t lddq, float *dk, int64_t lddk, float *dv, int64_t lddv)
+                           const float *k, int64_t ldk, const float *v, int64_t ldv, enum dtype out_dtype,
+                           const void *out, int64_t ldo, const float *lse, const float *dout, int64_t lddo,
+                           float *dq, int64_t lddq, float *dk, int64_t lddk, float *dv, int64_t lddv)
 {
-    assert(n_kv > 0 && n_heads % n_kv == 0);
+    assert(n_kv > 0 && n_heads % n_kv == 0 && (out_dtype == DT_F32 || out_dtype == DT_BF16));
     struct attn_grad a = {.d = d,
                           .dtype = dtype,
                           .n_heads = n_heads,
@@ -222,6 +225,7 @@ void LANES(attention_grad)(struct device *d, enum dtype dtype, int n_heads, int 
                           .q = q,
                           .k = k,
                           .v = v,
+                          .out_dtype = out_dtype,
                           .out = out,
                           .lse = lse,
                           .dout = dout,

@@ -4,6 +4,7 @@
 #include <math.h>
 
 #include "kernels/fmath.h"
+#include "kernels/lanes/rows_tmpl.c"
 #include "kernels/lanes/tile_tmpl.c"
 #include "kernels/ref/ref.h"
 
@@ -90,13 +91,14 @@ struct attention {
         *first; // [n_seqs + 1] first unit of each sequence; a unit is (key/value head, tile of rows)
     const float *q;
     int64_t ldq;
-    float *out;
+    enum dtype out_dtype;
+    void *out;
     int64_t ldo;
     float *lse;
 };
 
 // Rows of one tile and their state. dim_pad: D rounded up to TILE_WIDTH, the stride of q, t and o.
-struct rows {
+struct tile {
     int n;
     int64_t row[TILE_ROWS], pos[TILE_ROWS]; // row of q, position; positions ascend
     int head[TILE_ROWS];
@@ -129,13 +131,13 @@ static void product(enum dtype t, int rows, int64_t n_k, const float *a, int64_t
     }
 }
 
-static int visible(const struct rows *r, int i, int64_t block)
+static int visible(const struct tile *r, int i, int64_t block)
 {
     return (int)min_i64(ATTN_BLOCK, r->pos[i] + 1 - block * ATTN_BLOCK);
 }
 
 // The first row that sees anything of the block.
-static int block_rows(const struct rows *r, int64_t block)
+static int block_rows(const struct tile *r, int64_t block)
 {
     int i0 = 0;
     while (visible(r, i0, block) <= 0)
@@ -147,7 +149,7 @@ static int block_rows(const struct rows *r, int64_t block)
 // the folds of different rows overlap.
 // The block's scores are the first (which = 0) or second of the two in r->s. FP8: k_scale, v_scale [ATTN_BLOCK] of the
 // block's keys, else NULL.
-static void softmax_step(struct rows *r, int64_t block, int which, float scale, const float *k_scale,
+static void softmax_step(struct tile *r, int64_t block, int which, float scale, const float *k_scale,
                          const float *v_scale)
 {
     int i0 = block_rows(r, block);
@@ -237,7 +239,7 @@ static const char *values_at(const struct attention *a, const struct attn_seq *s
 }
 typedef const char *block_fn(const struct attention *a, const struct attn_seq *s, int64_t g, int64_t block);
 static const char *ahead_of(const struct attention *a, const struct attn_seq *s, int64_t g,
-                            const struct rows *r, int64_t block, block_fn *at)
+                            const struct tile *r, int64_t block, block_fn *at)
 {
     if (block < r->blocks)
         return at(a, s, g, block);
@@ -246,7 +248,7 @@ static const char *ahead_of(const struct attention *a, const struct attn_seq *s,
 }
 
 // q k of one block, or of two for few rows.
-static void tile_scores(const struct attention *a, const struct attn_seq *s, int64_t g, struct rows *r,
+static void tile_scores(const struct attention *a, const struct attn_seq *s, int64_t g, struct tile *r,
                         int64_t block, int n_blocks)
 {
     const struct attn_cache *c = a->c;
@@ -271,7 +273,7 @@ static void tile_scores(const struct attention *a, const struct attn_seq *s, int
 }
 
 // o = o shrink + p v of one block, p in the place of its scores.
-static void tile_values(const struct attention *a, const struct attn_seq *s, int64_t g, struct rows *r,
+static void tile_values(const struct attention *a, const struct attn_seq *s, int64_t g, struct tile *r,
                         int64_t block, int which)
 {
     const struct attn_cache *c = a->c;
@@ -302,7 +304,7 @@ static void tile_values(const struct attention *a, const struct attn_seq *s, int
 }
 
 // Two blocks go step by step beside each other: what they have to wait for overlaps.
-static void tile_blocks(const struct attention *a, const struct attn_seq *s, int64_t g, struct rows *r,
+static void tile_blocks(const struct attention *a, const struct attn_seq *s, int64_t g, struct tile *r,
                         int64_t block, int n_blocks)
 {
     tile_scores(a, s, g, r, block, n_blocks);
@@ -317,7 +319,7 @@ static void tile_rows(const struct attention *a, const struct attn_seq *s, int64
                       const struct attn_seq *next, int64_t next_g, float *scratch)
 {
     int64_t total = (int64_t)s->n_rows * a->group, first = tile * TILE_ROWS, dim = a->c->head_dim;
-    struct rows r = {.n = (int)min_i64(TILE_ROWS, total - first),
+    struct tile r = {.n = (int)min_i64(TILE_ROWS, total - first),
                      .next = next,
                      .next_g = next_g,
                      .dim_pad = ceil_div(dim, TILE_WIDTH) * TILE_WIDTH};
@@ -346,8 +348,8 @@ static void tile_rows(const struct attention *a, const struct attn_seq *s, int64
     for (int i = 0; i < r.n; i++) {
         v16 l = v_set(r.l[i]);
         for (int64_t j = 0; j < dim; j += 16)
-            v_store_n(a->out + r.row[i] * a->ldo + r.head[i] * dim + j,
-                      v_div(v_load(r.o + i * r.dim_pad + j), l), min_i64(16, dim - j));
+            rows_store(a->out_dtype, a->out, r.row[i] * a->ldo + r.head[i] * dim + j,
+                       v_div(v_load(r.o + i * r.dim_pad + j), l), min_i64(16, dim - j));
         if (a->lse)
             a->lse[r.row[i] * a->n_heads + r.head[i]] = r.m[i] + fmath_log(r.l[i]);
     }
@@ -371,14 +373,14 @@ static void attention_units(void *ctx, int64_t begin, int64_t end, int thread)
 }
 
 void LANES(attention)(struct device *d, const struct attn_cache *c, int n_heads, float scale, int n_seqs,
-                      const struct attn_seq *seqs, const float *q, int64_t ldq, float *out, int64_t ldo,
-                      float *lse)
+                      const struct attn_seq *seqs, const float *q, int64_t ldq, enum dtype out_dtype,
+                      void *out, int64_t ldo, float *lse)
 {
     ref_cache_check(c);
-    assert(n_heads % c->n_kv == 0);
+    assert(n_heads % c->n_kv == 0 && (out_dtype == DT_F32 || out_dtype == DT_BF16));
     int64_t *first = scratch_shared(d, (size_t)(n_seqs + 1) * sizeof *first);
-    struct attention a = {d,   c,   n_heads, n_heads / c->n_kv, scale, n_seqs, seqs, first, q, ldq,
-                          out, ldo, lse};
+    struct attention a = {d,     c, n_heads, n_heads / c->n_kv, scale, n_seqs, seqs,
+                          first, q, ldq,     out_dtype,         out,   ldo,    lse};
     double pairs = 0; // (row, key) pairs of one head
     first[0] = 0;
     for (int i = 0; i < n_seqs; i++) {

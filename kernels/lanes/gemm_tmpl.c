@@ -11,6 +11,7 @@ ALWAYS void gemm_tile(const int rows, const int cols, const enum dtype t, const 
     struct operands o = {
         .a = p->x + r0 * p->ldx, .a_row = p->ldx, .a_k = 1, .b = w, .b_k = PANEL, .b_pair = PANEL * g->k};
     v16 acc[TILE_ROWS * TILE_COLS];
+    gemm_ask(rows, cols, p, r0, n);
     gemm_begin(rows, cols, p, r0, n, acc);
     if (t != DT_FP8) {
         tile_chain(rows, cols, t, p->k1 - p->k0, &o, -1, acc);
@@ -55,24 +56,33 @@ static gemm_fn *gemm_pick(enum dtype t, int64_t rows, int64_t cols)
     return tiles[t][gemm_tile_index(rows, cols)];
 }
 
-static int64_t gemm_units(const struct gemm *g, int64_t k)
+static int64_t gemm_units(int64_t k)
 {
-    return g->w->dtype == DT_F32 ? 0 : k;
+    return k;
 }
 
-// Rounded to bf16 where the weights are bf16 or FP8.
+static bool gemm_lies(const struct gemm *g)
+{
+    return g->w->dtype == DT_F32;
+}
+
+// As f32: rounded to bf16, or widened.
 static void gemm_operand(const struct gemm *g, int64_t m0, int64_t m, int64_t k0, int64_t k1, float *to)
 {
-    const float *x = g->x + m0 * g->ldx + k0;
     const int64_t k = k1 - k0;
-    for (int64_t r = 0; r < m; r++)
-        for (int64_t i = 0; i < k; i += 16)
-            v_store_n(to + r * k + i, v_round_bf16(v_load_n(x + r * g->ldx + i, min_i64(16, k - i))),
-                      min_i64(16, k - i));
+    for (int64_t r = 0; r < m; r++) {
+        const void *row = gemm_x(g, m0 + r, k0);
+        for (int64_t i = 0; i < k; i += 16) {
+            const int64_t n = min_i64(16, k - i);
+            v16 a = g->x.dtype == DT_BF16 ? v_load_bf16_n((const uint16_t *)row + i, n)
+                                          : v_round_bf16(v_load_n((const float *)row + i, n));
+            v_store_n(to + r * k + i, a, n);
+        }
+    }
 }
 
-void LANES(gemm)(struct device *d, const struct gemm_weight *w, int64_t m, const float *x, int64_t ldx,
-                 const float *bias, bool accumulate, float *y, int64_t ldy)
+void LANES(gemm)(struct device *d, const struct gemm_weight *w, int64_t m, struct rows x, const float *bias,
+                 bool accumulate, float *y, int64_t ldy)
 {
-    gemm_run(d, w, m, x, ldx, bias, accumulate, y, ldy);
+    gemm_run(d, w, m, x, bias, accumulate, y, ldy);
 }

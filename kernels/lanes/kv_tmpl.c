@@ -94,11 +94,11 @@ ALWAYS void write_squares(const enum dtype t, const struct kv_write *w, const st
 }
 
 #define WRITE_DEFINE(name, t)                                                                                \
-    static void rows_##name(const struct kv_write *w, const struct run *r)                                   \
+    static void write_rows_##name(const struct kv_write *w, const struct run *r)                             \
     {                                                                                                        \
         write_rows(t, w, r);                                                                                 \
     }                                                                                                        \
-    static void squares_##name(const struct kv_write *w, const struct run *r)                                \
+    static void write_squares_##name(const struct kv_write *w, const struct run *r)                          \
     {                                                                                                        \
         write_squares(t, w, r);                                                                              \
     }
@@ -128,8 +128,10 @@ static void write_run(const struct kv_write *w, const struct attn_seq *s, int64_
                     .n = n};
     if (c->dtype == DT_FP8)
         run_scales(w, &r);
-    static void (*const write[3][2])(const struct kv_write *, const struct run *) = {
-        {rows_f32, squares_f32}, {rows_bf16, squares_bf16}, {rows_fp8, squares_fp8}};
+    static void (*const write[3][2])(const struct kv_write *,
+                                     const struct run *) = {{write_rows_f32, write_squares_f32},
+                                                            {write_rows_bf16, write_squares_bf16},
+                                                            {write_rows_fp8, write_squares_fp8}};
     write[c->dtype][n == 16](w, &r);
 }
 

@@ -1,5 +1,8 @@
 // Template: RMSNorm and its gradient, sum16 as one vector accumulator.
+#include <assert.h>
 #include <math.h>
+
+#include "kernels/lanes/rows_tmpl.c"
 
 struct norm {
     int64_t t, c;
@@ -7,7 +10,7 @@ struct norm {
     int64_t ldx;
     const float *w;
     float eps;
-    float *y;
+    void *y;
     int64_t ldy;
     float *rstd;
     // gradient
@@ -29,29 +32,41 @@ static float rstd_of(const float *x, int64_t c, float eps)
     return 1.0f / sqrtf(v_fold(sum) / (float)c + eps);
 }
 
-static void norm_rows(void *ctx, int64_t begin, int64_t end, int thread)
+ALWAYS void norm_range(const enum dtype t, const struct norm *a, int64_t begin, int64_t end)
 {
-    (void)thread;
-    const struct norm *a = ctx;
     for (int64_t row = begin; row < end; row++) {
         const float *x = a->x + row * a->ldx;
-        float r = rstd_of(x, a->c, a->eps), *y = a->y + row * a->ldy;
+        float r = rstd_of(x, a->c, a->eps);
         v16 rv = v_set(r);
         for (int64_t i = 0; i < a->c; i += 16) {
             int64_t n = min_i64(16, a->c - i);
-            v_store_n(y + i, v_mul(v_mul(v_load_n(x + i, n), rv), v_load_n(a->w + i, n)), n);
+            rows_store(t, a->y, row * a->ldy + i, v_mul(v_mul(v_load_n(x + i, n), rv), v_load_n(a->w + i, n)),
+                       n);
         }
         if (a->rstd)
             a->rstd[row] = r;
     }
 }
 
-void LANES(rmsnorm)(struct device *d, int64_t t, int64_t c, const float *x, int64_t ldx, const float *w,
-                    float eps, float *y, int64_t ldy, float *rstd)
+static void norm_f32(void *ctx, int64_t begin, int64_t end, int thread)
 {
+    (void)thread;
+    norm_range(DT_F32, ctx, begin, end);
+}
+
+static void norm_bf16(void *ctx, int64_t begin, int64_t end, int thread)
+{
+    (void)thread;
+    norm_range(DT_BF16, ctx, begin, end);
+}
+
+void LANES(rmsnorm)(struct device *d, int64_t t, int64_t c, const float *x, int64_t ldx, const float *w,
+                    float eps, enum dtype y_dtype, void *y, int64_t ldy, float *rstd)
+{
+    assert(y_dtype == DT_F32 || y_dtype == DT_BF16);
     struct norm a = {
         .t = t, .c = c, .x = x, .ldx = ldx, .w = w, .eps = eps, .y = y, .ldy = ldy, .rstd = rstd};
-    split_run(d, t, 1, 0.15 * (double)c + 10, norm_rows, &a);
+    split_run(d, t, 1, 0.15 * (double)c + 10, y_dtype == DT_F32 ? norm_f32 : norm_bf16, &a);
 }
 
 static void grad_rows(void *ctx, int64_t begin, int64_t end, int thread)

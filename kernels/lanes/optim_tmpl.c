@@ -145,6 +145,33 @@ void LANES(to_bf16)(struct device *d, int64_t n, const float *x, uint16_t *y)
     split_run(d, n, 16, 0.15, to_bf16_range, &a);
 }
 
+struct convert_rows {
+    int64_t c;
+    const float *x;
+    int64_t ldx;
+    uint16_t *y;
+    int64_t ldy;
+};
+
+// Sixteen at a time are read before they are written, and end before the next begin: y may be x.
+static void to_bf16_rows_range(void *ctx, int64_t begin, int64_t end, int thread)
+{
+    (void)thread;
+    const struct convert_rows *a = ctx;
+    for (int64_t row = begin; row < end; row++)
+        for (int64_t i = 0; i < a->c; i += 16) {
+            int64_t n = min_i64(16, a->c - i);
+            v_store_bf16_n(a->y + row * a->ldy + i, v_load_n(a->x + row * a->ldx + i, n), n);
+        }
+}
+
+void LANES(to_bf16_rows)(struct device *d, int64_t t, int64_t c, const float *x, int64_t ldx, uint16_t *y,
+                         int64_t ldy)
+{
+    struct convert_rows a = {c, x, ldx, y, ldy};
+    split_run(d, t, 1, 0.15 * (double)c, to_bf16_rows_range, &a);
+}
+
 static void from_bf16_range(void *ctx, int64_t begin, int64_t end, int thread)
 {
     (void)thread;

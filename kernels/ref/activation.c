@@ -28,35 +28,32 @@ static float silu_times(float g, float u)
     return (g / (1.0f + fmath_exp(-g))) * u;
 }
 
-void ref_swiglu(struct device *d, int64_t t, int64_t f, const float *gu, float *y, uint16_t *kept)
+void ref_swiglu(struct device *d, int64_t t, int64_t f, const float *gu, enum dtype y_dtype, void *y,
+                uint16_t *kept)
 {
     (void)d;
+    assert(y_dtype == DT_F32 || y_dtype == DT_BF16);
     for (int64_t row = 0; row < t; row++)
         for (int64_t i = 0; i < f; i++)
-            y[row * f + i] = silu_times(gu[row * 2 * f + i], gu[row * 2 * f + f + i]);
+            ref_store(y_dtype, y, row * f + i, silu_times(gu[row * 2 * f + i], gu[row * 2 * f + f + i]));
     for (int64_t i = 0; i < t * 2 * f && kept; i++)
         kept[i] = f32_to_bf16(gu[i]);
 }
 
-static float load(enum dtype dtype, const void *p, int64_t i)
-{
-    return dtype == DT_F32 ? ((const float *)p)[i] : bf16_to_f32(((const uint16_t *)p)[i]);
-}
-
 void ref_swiglu_grad(struct device *d, int64_t t, int64_t f, enum dtype dtype, const void *gu,
-                     const float *dy, float *dgu, float *y)
+                     const float *dy, enum dtype out, void *dgu, void *y)
 {
     (void)d;
-    assert(dtype == DT_F32 || dtype == DT_BF16);
+    assert((dtype == DT_F32 || dtype == DT_BF16) && (out == DT_F32 || out == DT_BF16));
     for (int64_t row = 0; row < t; row++)
         for (int64_t i = 0; i < f; i++) {
             int64_t at = row * 2 * f + i;
-            float g = load(dtype, gu, at), u = load(dtype, gu, at + f), dyi = dy[row * f + i];
+            float g = ref_load(dtype, gu, at), u = ref_load(dtype, gu, at + f), dyi = dy[row * f + i];
             float sigmoid = 1.0f / (1.0f + fmath_exp(-g));
-            dgu[at] = (dyi * u) * (sigmoid * fmaf(g, 1.0f - sigmoid, 1.0f));
-            dgu[at + f] = dyi * (g * sigmoid);
+            ref_store(out, dgu, at, (dyi * u) * (sigmoid * fmaf(g, 1.0f - sigmoid, 1.0f)));
+            ref_store(out, dgu, at + f, dyi * (g * sigmoid));
             if (y)
-                y[row * f + i] = silu_times(g, u);
+                ref_store(out, y, row * f + i, silu_times(g, u));
         }
 }
 

@@ -55,11 +55,11 @@ static void attend_block(const struct attn_cache *c, const struct attn_seq *s, i
 }
 
 void ref_attention(struct device *d, const struct attn_cache *c, int n_heads, float scale, int n_seqs,
-                   const struct attn_seq *seqs, const float *q, int64_t ldq, float *out, int64_t ldo,
-                   float *lse)
+                   const struct attn_seq *seqs, const float *q, int64_t ldq, enum dtype out_dtype, void *out,
+                   int64_t ldo, float *lse)
 {
     ref_cache_check(c);
-    assert(n_heads % c->n_kv == 0);
+    assert(n_heads % c->n_kv == 0 && (out_dtype == DT_F32 || out_dtype == DT_BF16));
     float *o = scratch_shared(d, (size_t)c->head_dim * sizeof *o);
     for (const struct attn_seq *s = seqs; s < seqs + n_seqs; s++)
         for (int64_t i = 0; i < s->n_rows; i++)
@@ -73,7 +73,7 @@ void ref_attention(struct device *d, const struct attn_cache *c, int n_heads, fl
                                  (int)min_i64(ATTN_BLOCK, keys - b * ATTN_BLOCK),
                                  q + row * ldq + h * c->head_dim, scale, &r);
                 for (int j = 0; j < c->head_dim; j++)
-                    out[row * ldo + h * c->head_dim + j] = o[j] / r.l;
+                    ref_store(out_dtype, out, row * ldo + h * c->head_dim + j, o[j] / r.l);
                 if (lse)
                     lse[row * n_heads + h] = r.m + fmath_log(r.l);
             }

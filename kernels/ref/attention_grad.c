@@ -12,7 +12,9 @@ struct attn_grad {
     float scale;
     const struct attn_seq *seqs;
     int32_t *tree; // [trees + 1] first sequence of each
-    const float *q, *k, *v, *out, *lse, *dout;
+    const float *q, *k, *v, *lse, *dout;
+    enum dtype out_dtype;
+    const void *out;
     int64_t ldq, ldk, ldv, ldo, lddo, lddq, lddk, lddv;
     float *dq, *dk, *dv;
 };
@@ -23,11 +25,12 @@ static void row_block(const struct attn_grad *a, const struct attn_seq *s, const
                       int64_t i, int64_t j0, float *p, float *ds)
 {
     int64_t row = s->row0 + i, g = h / (a->n_heads / a->n_kv), dim = a->dim;
-    const float *q = a->q + row * a->ldq + h * dim, *dout = a->dout + row * a->lddo + h * dim,
-                *out = a->out + row * a->ldo + h * dim;
+    const float *q = a->q + row * a->ldq + h * dim, *dout = a->dout + row * a->lddo + h * dim;
     float lane[16] = {0};
     for (int64_t x = 0; x < pad16(dim); x++)
-        lane[x % 16] = fmaf(x < dim ? dout[x] : 0, x < dim ? out[x] : 0, lane[x % 16]);
+        lane[x % 16] =
+            fmaf(x < dim ? dout[x] : 0,
+                 x < dim ? ref_load(a->out_dtype, a->out, row * a->ldo + h * dim + x) : 0, lane[x % 16]);
     float delta = fold16(lane);
     for (int64_t j = j0; j < j0 + ATTN_BLOCK; j++, p++, ds++) {
         *p = *ds = 0;
@@ -113,11 +116,11 @@ static void round_rows(enum dtype t, int n_kv, int dim, int n_seqs, const struct
 
 void ref_attention_grad(struct device *d, enum dtype dtype, int n_heads, int n_kv, int head_dim, float scale,
                         int n_seqs, const struct attn_seq *seqs, const float *q, int64_t ldq, const float *k,
-                        int64_t ldk, const float *v, int64_t ldv, const float *out, int64_t ldo,
-                        const float *lse, const float *dout, int64_t lddo, float *dq, int64_t lddq, float *dk,
-                        int64_t lddk, float *dv, int64_t lddv)
+                        int64_t ldk, const float *v, int64_t ldv, enum dtype out_dtype, const void *out,
+                        int64_t ldo, const float *lse, const float *dout, int64_t lddo, float *dq,
+                        int64_t lddq, float *dk, int64_t lddk, float *dv, int64_t lddv)
 {
-    assert(n_kv > 0 && n_heads % n_kv == 0);
+    assert(n_kv > 0 && n_heads % n_kv == 0 && (out_dtype == DT_F32 || out_dtype == DT_BF16));
     struct attn_grad a = {.n_heads = n_heads,
                           .n_kv = n_kv,
                           .dim = head_dim,
@@ -126,6 +129,7 @@ void ref_attention_grad(struct device *d, enum dtype dtype, int n_heads, int n_k
                           .q = q,
                           .k = k,
                           .v = v,
+                          .out_dtype = out_dtype,
                           .out = out,
                           .lse = lse,
                           .dout = dout,

@@ -1,5 +1,6 @@
 // Conversions between number formats; FP8 by blocks of 128 x 128 (algorithms.md section 6).
 #include <math.h>
+#include <string.h>
 
 #include "kernels/ref/ref.h"
 
@@ -37,6 +38,19 @@ void ref_to_bf16(struct device *d, int64_t n, const float *x, uint16_t *y)
     (void)d;
     for (int64_t i = 0; i < n; i++)
         y[i] = f32_to_bf16(x[i]);
+}
+
+void ref_to_bf16_rows(struct device *d, int64_t t, int64_t c, const float *x, int64_t ldx, uint16_t *y,
+                      int64_t ldy)
+{
+    (void)d;
+    for (int64_t row = 0; row < t; row++)
+        for (int64_t i = 0; i < c; i++) {
+            float f; // by way of bytes: y may be x
+            memcpy(&f, x + row * ldx + i, sizeof f);
+            uint16_t h = f32_to_bf16(f);
+            memcpy(y + row * ldy + i, &h, sizeof h);
+        }
 }
 
 void ref_from_bf16(struct device *d, int64_t n, const uint16_t *x, float *y)

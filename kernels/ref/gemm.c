@@ -7,8 +7,7 @@
 struct gemm {
     const struct gemm_weight *w;
     int64_t m;
-    const float *x;
-    int64_t ldx;
+    struct rows x;
     const float *bias;
     bool accumulate;
     float *y;
@@ -28,22 +27,33 @@ static float weight_at(const struct gemm_weight *w, int64_t n, int64_t k)
     }
 }
 
-static float dot_chain(const struct gemm_weight *w, int64_t n, const float *x, int64_t k0, int64_t k1)
+// Element (m, k) of rows as the product with weights of this dtype takes it.
+static float row_at(const struct rows *x, enum dtype weights, int64_t m, int64_t k)
+{
+    int64_t i = m * x->ld + k;
+    if (x->dtype == DT_BF16)
+        return bf16_to_f32(((const uint16_t *)x->at)[i]);
+    float v = ((const float *)x->at)[i];
+    return weights == DT_F32 ? v : round_to_bf16(v);
+}
+
+static float dot_chain(const struct gemm *g, int64_t m, int64_t n, int64_t k0, int64_t k1)
 {
     float acc = 0;
     for (int64_t k = k0; k < k1; k++)
-        acc = fmaf(w->dtype == DT_F32 ? x[k] : round_to_bf16(x[k]), weight_at(w, n, k), acc);
+        acc = fmaf(row_at(&g->x, g->w->dtype, m, k), weight_at(g->w, n, k), acc);
     return acc;
 }
 
-static float dot(const struct gemm_weight *w, int64_t n, const float *x)
+static float dot(const struct gemm *g, int64_t m, int64_t n)
 {
+    const struct gemm_weight *w = g->w;
     if (w->dtype != DT_FP8)
-        return dot_chain(w, n, x, 0, w->k);
+        return dot_chain(g, m, n, 0, w->k);
     float acc = 0;
     int64_t blocks = ceil_div(w->k, FP8_BLOCK);
     for (int64_t b = 0; b < blocks; b++) {
-        float t = dot_chain(w, n, x, b * FP8_BLOCK, min_i64((b + 1) * FP8_BLOCK, w->k));
+        float t = dot_chain(g, m, n, b * FP8_BLOCK, min_i64((b + 1) * FP8_BLOCK, w->k));
         acc = fmaf(t, w->scales[n / FP8_BLOCK * blocks + b], acc);
     }
     return acc;
@@ -55,7 +65,7 @@ static void gemm_columns(void *ctx, int64_t begin, int64_t end, int thread)
     const struct gemm *g = ctx;
     for (int64_t m = 0; m < g->m; m++)
         for (int64_t n = begin; n < end; n++) {
-            float sum = dot(g->w, n, g->x + m * g->ldx);
+            float sum = dot(g, m, n);
             if (g->bias)
                 sum = sum + g->bias[n];
             float *y = g->y + m * g->ldy + n;
@@ -63,22 +73,20 @@ static void gemm_columns(void *ctx, int64_t begin, int64_t end, int thread)
         }
 }
 
-void ref_gemm(struct device *d, const struct gemm_weight *w, int64_t m, const float *x, int64_t ldx,
-              const float *bias, bool accumulate, float *y, int64_t ldy)
+void ref_gemm(struct device *d, const struct gemm_weight *w, int64_t m, struct rows x, const float *bias,
+              bool accumulate, float *y, int64_t ldy)
 {
     assert(w->dtype == DT_FP8 ? w->scales != NULL : w->dtype == DT_F32 || w->dtype == DT_BF16);
-    assert(m >= 0 && (m < 2 || (ldx >= w->k && ldy >= w->n)));
-    struct gemm g = {w, m, x, ldx, bias, accumulate, y, ldy};
+    assert(x.dtype == DT_F32 || (x.dtype == DT_BF16 && w->dtype != DT_F32));
+    assert(m >= 0 && (m < 2 || (x.ld >= w->k && ldy >= w->n)));
+    struct gemm g = {w, m, x, bias, accumulate, y, ldy};
     split_run(d, w->n, PANEL, 3.0 * (double)m * (double)w->k, gemm_columns, &g);
 }
 
 struct gemm_dw {
     enum dtype dtype;
     int64_t m, n, k;
-    const float *dy;
-    int64_t lddy;
-    const float *x;
-    int64_t ldx;
+    struct rows dy, x;
     float *dw;
 };
 
@@ -89,21 +97,20 @@ static void gemm_dw_rows(void *ctx, int64_t begin, int64_t end, int thread)
     for (int64_t n = begin; n < end; n++)
         for (int64_t k = 0; k < g->k; k++) {
             float acc = 0;
-            for (int64_t m = 0; m < g->m; m++) {
-                float a = g->dy[m * g->lddy + n], b = g->x[m * g->ldx + k];
-                acc = g->dtype == DT_BF16 ? fmaf(round_to_bf16(a), round_to_bf16(b), acc) : fmaf(a, b, acc);
-            }
+            for (int64_t m = 0; m < g->m; m++)
+                acc = fmaf(row_at(&g->dy, g->dtype, m, n), row_at(&g->x, g->dtype, m, k), acc);
             g->dw[n * g->k + k] = g->dw[n * g->k + k] + acc;
         }
 }
 
-void ref_gemm_dw(struct device *d, enum dtype dtype, int64_t m, int64_t n, int64_t k, const float *dy,
-                 int64_t lddy, const float *x, int64_t ldx, float *dw)
+void ref_gemm_dw(struct device *d, enum dtype dtype, int64_t m, int64_t n, int64_t k, struct rows dy,
+                 struct rows x, float *dw)
 {
     assert(dtype == DT_F32 || dtype == DT_BF16);
+    assert(dtype == DT_BF16 || (dy.dtype == DT_F32 && x.dtype == DT_F32));
     if (m == 0)
         return;
-    struct gemm_dw g = {dtype, m, n, k, dy, lddy, x, ldx, dw};
+    struct gemm_dw g = {dtype, m, n, k, dy, x, dw};
     split_run(d, n, 1, 3.0 * (double)m * (double)k, gemm_dw_rows, &g);
 }
 

@@ -30,6 +30,7 @@ void ref_table(struct kernels *k)
         .fp8_quantize = ref_fp8_quantize,
         .fp8_dequantize = ref_fp8_dequantize,
         .to_bf16 = ref_to_bf16,
+        .to_bf16_rows = ref_to_bf16_rows,
         .from_bf16 = ref_from_bf16,
     };
 }

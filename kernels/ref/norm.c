@@ -1,4 +1,5 @@
 // RMSNorm (Zhang & Sennrich 2019) and its gradient.
+#include <assert.h>
 #include <math.h>
 
 #include "kernels/ref/ref.h"
@@ -14,13 +15,14 @@ static float rstd_of(const float *x, int64_t c, float eps)
 }
 
 void ref_rmsnorm(struct device *d, int64_t t, int64_t c, const float *x, int64_t ldx, const float *w,
-                 float eps, float *y, int64_t ldy, float *rstd)
+                 float eps, enum dtype y_dtype, void *y, int64_t ldy, float *rstd)
 {
     (void)d;
+    assert(y_dtype == DT_F32 || y_dtype == DT_BF16);
     for (int64_t row = 0; row < t; row++) {
         float r = rstd_of(x + row * ldx, c, eps);
         for (int64_t i = 0; i < c; i++)
-            y[row * ldy + i] = (x[row * ldx + i] * r) * w[i];
+            ref_store(y_dtype, y, row * ldy + i, (x[row * ldx + i] * r) * w[i]);
         if (rstd)
             rstd[row] = r;
     }

@@ -1,5 +1,6 @@
 // Attention alone: forward and backward of training sequences in GFLOP/s (causal pairs only: 4 and 10 flops a pair and dimension), and
-// decode steps in GB/s of keys and values read, for every cache format. Heads of SmolLM2-135M: H = 9, G = 3, D = 64.
+// decode steps in GB/s of keys and values read, for every cache format; out is
+// what models with weights of that format hand over (rows_dtype). Heads of SmolLM2-135M: H = 9, G = 3, D = 64.
 // Usage: bench_attention [isa] [threads] [tokens] [sequences]
 #include <stdio.h>
 #include <stdlib.h>
@@ -108,10 +109,10 @@ static void train(struct device *d, enum dtype t, int n, int tokens)
         double at[4] = {seconds()};
         d->k->kv_write(d, &p.c, n, p.seqs, k, G * D, k, G * D);
         at[1] = seconds();
-        d->k->attention(d, &p.c, H, 0.125f, n, p.seqs, q, H * D, out, H * D, lse);
+        d->k->attention(d, &p.c, H, 0.125f, n, p.seqs, q, H * D, rows_dtype(t), out, H * D, lse);
         at[2] = seconds();
-        d->k->attention_grad(d, t, H, G, D, 0.125f, n, p.seqs, q, H * D, k, G * D, k, G * D, out, H * D, lse,
-                             dout, H * D, dq, H * D, dk, G * D, dv, G * D);
+        d->k->attention_grad(d, t, H, G, D, 0.125f, n, p.seqs, q, H * D, k, G * D, k, G * D, rows_dtype(t),
+                             out, H * D, lse, dout, H * D, dq, H * D, dk, G * D, dv, G * D);
         at[3] = seconds();
         for (int i = 0; i < 3; i++)
             best[i] = at[i + 1] - at[i] < best[i] ? at[i + 1] - at[i] : best[i];
@@ -138,7 +139,7 @@ static void decode(struct device *d, enum dtype t, int n, int tokens)
             double at = seconds();
             for (int i = 0; i < LAYERS; i++) {
                 struct attn_cache c = layer_of(&p, i);
-                d->k->attention(d, &c, H, 0.125f, n, p.seqs, q, H * D, out, H * D, NULL);
+                d->k->attention(d, &c, H, 0.125f, n, p.seqs, q, H * D, rows_dtype(t), out, H * D, NULL);
             }
             at = seconds() - at;
             best = at < best ? at : best;

@@ -1,4 +1,6 @@
-// Our matrix products, timed: see gemm_bench.h. x is f32 as everywhere in ooze: rounding it to bf16 is part of the time.
+// Our matrix products, timed: see gemm_bench.h. Operands are handed over as a training step has them: with --type bf16 (and fp8) as rows of
+// bf16, which the op before the product wrote, but for the head's forward product, whose hidden states stay f32 and are rounded on the way,
+// within its time; with --type f32 all is f32. What is written, y, dx and dw, is f32.
 #include "tests/bench/gemm_bench.h"
 
 #include <stdio.h>
@@ -12,7 +14,8 @@ struct job {
     struct device *d;
     struct product p;
     struct gemm_weight w; // forward: W; dx: W transposed
-    float *a, *b, *c;     // forward x, -, y; dx dy, -, dx; dw dy, x, dw
+    struct rows a, b;     // forward x, -; dx dy, -; dw dy, x
+    float *c;             // y, dx, dw
 };
 
 struct bench {
@@ -38,6 +41,17 @@ static float *numbers(struct device *d, int64_t n, uint32_t seed)
     return x;
 }
 
+static struct rows operand(struct device *d, enum dtype t, int64_t rows, int64_t cols, uint32_t seed)
+{
+    float *x = numbers(d, rows * cols, seed);
+    if (t == DT_F32)
+        return rows_f32(x, cols);
+    uint16_t *h = need(device_alloc(d, (size_t)(rows * cols) * sizeof *h));
+    d->k->to_bf16(d, rows * cols, x, h);
+    device_free(d, x);
+    return rows_bf16(h, cols);
+}
+
 static void weight_open(struct job *j, enum dtype t, int64_t n, int64_t k)
 {
     struct device *d = j->d;
@@ -60,10 +74,11 @@ static void job_open(struct job *j, struct device *d, enum dtype t, const struct
 {
     j->d = d;
     j->p = *p;
-    j->a = numbers(d, p->m * (p->direction == FORWARD ? p->k : p->n), 1);
+    const bool hidden = p->direction == FORWARD && !strcmp(p->layer, "head");
+    j->a = operand(d, hidden ? DT_F32 : rows_dtype(t), p->m, p->direction == FORWARD ? p->k : p->n, 1);
     if (p->direction == DW) {
         j->w.dtype = t;
-        j->b = numbers(d, p->m * p->k, 2);
+        j->b = operand(d, rows_dtype(t), p->m, p->k, 2);
         j->c = numbers(d, p->n * p->k, 3);
     } else {
         weight_open(j, t, p->direction == DX ? p->k : p->n, p->direction == DX ? p->n : p->k);
@@ -73,8 +88,8 @@ static void job_open(struct job *j, struct device *d, enum dtype t, const struct
 
 static void job_close(struct job *j)
 {
-    device_free(j->d, j->a);
-    device_free(j->d, j->b);
+    device_free(j->d, (void *)j->a.at);
+    device_free(j->d, (void *)j->b.at);
     device_free(j->d, j->c);
     device_free(j->d, j->w.data);
     device_free(j->d, j->w.scales);
@@ -85,9 +100,9 @@ static void job_run(void *ctx)
     struct job *j = ctx;
     const struct kernels *k = j->d->k;
     if (j->p.direction == DW)
-        k->gemm_dw(j->d, j->w.dtype, j->p.m, j->p.n, j->p.k, j->a, j->p.n, j->b, j->p.k, j->c);
+        k->gemm_dw(j->d, j->w.dtype, j->p.m, j->p.n, j->p.k, j->a, j->b, j->c);
     else
-        k->gemm(j->d, &j->w, j->p.m, j->a, j->w.k, NULL, false, j->c, j->w.n);
+        k->gemm(j->d, &j->w, j->p.m, j->a, NULL, false, j->c, j->w.n);
 }
 
 static void measure(void *ctx, double *ret_rates)

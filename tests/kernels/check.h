@@ -40,6 +40,7 @@ struct check {
     void *kept[64];             // what check_alloc gave for the shape at hand
     int n_kept;
     int shapes[OPS][6]; // [op][twin]
+    bool bf16;    // outputs of 2 bytes an element are numbers, of which any NaN equals any NaN; else bytes
     bool aligned; // outputs start at 64 bytes, as device_alloc gives them; else often at their element's size
 };
 
@@ -254,6 +255,19 @@ static inline void check_same(const char *what, const struct device *d, const fl
                      (long long)i, (long long)n, (double)got[i], a, (double)want[i], b);
     }
 }
+// The same of bf16.
+static inline void check_same_bf16(const char *what, const struct device *d, const uint16_t *want,
+                                   const uint16_t *got, int64_t n)
+{
+    for (int64_t i = 0; i < n; i++) {
+        if ((want[i] & 0x7fff) > 0x7f80 && (got[i] & 0x7fff) > 0x7f80)
+            continue;
+        if (want[i] != got[i])
+            fail_msg("%s on %s: element %lld of %lld is %.9g (%04x), want %.9g (%04x)", what, d->name,
+                     (long long)i, (long long)n, (double)bf16_to_f32(got[i]), got[i],
+                     (double)bf16_to_f32(want[i]), want[i]);
+    }
+}
 static inline void check_same_bytes(const char *what, const struct device *d, const void *want,
                                     const void *got, size_t n)
 {
@@ -337,6 +351,8 @@ static inline void check_op(struct check *c, int op, op_fn *fn, void *ctx, int n
             for (int i = 0; i < n; i++) {
                 if (outs[i].size == sizeof(float))
                     check_same(outs[i].name, d, a[i], b[i], (int64_t)(want[i].bytes / sizeof(float)));
+                else if (outs[i].size == 2 && c->bf16)
+                    check_same_bf16(outs[i].name, d, a[i], b[i], (int64_t)(want[i].bytes / 2));
                 else
                     check_same_bytes(outs[i].name, d, a[i], b[i], want[i].bytes);
             }

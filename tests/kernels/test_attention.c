@@ -19,6 +19,7 @@ struct batch {
     int64_t ldq, ldk, ldo;
     float scale, *q, *k, *v, *hk, *hv; // now, and before
     bool lse, whole;                   // whole: every row that is attended is there, as the gradient wants it
+    enum dtype out;                    // what attention writes
 };
 
 // Pages in any order, some of them nobody's.
@@ -197,7 +198,7 @@ static void op_attention(struct device *d, void *ctx, void **out)
 {
     const struct batch *b = ctx;
     struct cache c = cache_new(d, b);
-    d->k->attention(d, &c.c, b->n_heads, b->scale, b->n_seqs, b->seqs, b->q, b->ldq, out[0], b->ldo,
+    d->k->attention(d, &c.c, b->n_heads, b->scale, b->n_seqs, b->seqs, b->q, b->ldq, b->out, out[0], b->ldo,
                     b->lse ? out[1] : NULL);
     cache_done(&c, d);
 }
@@ -276,15 +277,31 @@ static void own_keys(const struct batch *b, int s, int g, struct order_kv *ret)
     }
 }
 
+// n numbers that attention has written, from element i on.
+static void same_out(const char *what, const struct device *d, const struct batch *b, const void *want,
+                     const void *got, int64_t n)
+{
+    if (b->out == DT_F32)
+        check_same(what, d, want, got, n);
+    else
+        check_same_bf16(what, d, want, got, n);
+}
+static double out_at(const struct batch *b, const void *out, int64_t i)
+{
+    return (double)(b->out == DT_F32 ? ((const float *)out)[i] : bf16_to_f32(((const uint16_t *)out)[i]));
+}
+
 // The order of the class bit for bit, and its distance from ref: q, and p in both sums, are rounded to bf16 (u = 2^-9), which
-// moves a score by u sum |q k| scale and out by no more than 2 u + exp(2 of that) - 1 of the largest value.
+// moves a score by u sum |q k| scale and out by no more than 2 u + exp(2 of that) - 1 of the largest value. Out in bf16: both are
+// rounded once more.
 static void own_attention(void *ctx, const struct device *d, void *const *want, void *const *got)
 {
     static struct order_kv kv;
     const struct batch *b = ctx;
-    const float *out = got[0], *lse = got[1], *ref = want[0];
+    const char *out = got[0];
+    const float *lse = got[1];
     if (!own_pairs(b)) {
-        check_same("attention", d, ref, out, b->rows ? (b->rows - 1) * b->ldo + b->n_heads * b->dim : 0);
+        same_out("attention", d, b, want[0], out, b->rows ? (b->rows - 1) * b->ldo + b->n_heads * b->dim : 0);
         check_same("attention lse", d, want[1], lse, b->rows * b->n_heads);
         return;
     }
@@ -294,10 +311,15 @@ static void own_attention(void *ctx, const struct device *d, void *const *want, 
                 own_keys(b, s, h / (b->n_heads / b->n_kv), &kv);
             for (int i = 0; i < b->seqs[s].n_rows; i++) {
                 float model[ORDER_DIM];
-                int64_t row = b->seqs[s].row0 + i, keys = b->seqs[s].pos0 + i + 1;
+                uint16_t model_bf16[ORDER_DIM];
+                int64_t row = b->seqs[s].row0 + i, keys = b->seqs[s].pos0 + i + 1,
+                        at = row * b->ldo + h * b->dim;
                 const float *q = b->q + row * b->ldq + h * b->dim;
                 float l = order_attention(&kv, b->dim, keys, b->scale, q, model, fmath_log);
-                check_same("attention in its own order", d, model, out + row * b->ldo + h * b->dim, b->dim);
+                for (int x = 0; x < b->dim; x++)
+                    model_bf16[x] = f32_to_bf16(model[x]);
+                same_out("attention in its own order", d, b, b->out == DT_F32 ? (void *)model : model_bf16,
+                         out + at * (int64_t)dtype_bytes(b->out), b->dim);
                 if (b->lse)
                     check_same("lse in its own order", d, &l, &lse[row * b->n_heads + h], 1);
                 double moved = 0, top = 0;
@@ -310,9 +332,10 @@ static void own_attention(void *ctx, const struct device *d, void *const *want, 
                     moved = fmax(moved, (double)b->scale * sum * (0x1p-9 + 0x1p-16));
                 }
                 double bound = (2.1 * 0x1p-9 + expm1(2 * moved)) * top + 1e-5;
+                bound += b->out == DT_BF16 ? 2.1 * 0x1p-9 * top : 0;
                 for (int x = 0; x < b->dim; x++)
-                    check_near("attention in bf16 against ref", d, ref[row * b->ldo + h * b->dim + x],
-                               out[row * b->ldo + h * b->dim + x], bound);
+                    check_near("attention in bf16 against ref", d, out_at(b, want[0], at + x),
+                               out_at(b, out, at + x), bound);
             }
         }
 }
@@ -338,6 +361,17 @@ static void test_attention(void **state)
             {"attention lse", 1, b.rows * b.n_heads, b.rows * b.n_heads, 4,
              check_floats(&check, b.rows * b.n_heads, 1, 0)}};
         check_op(&check, OP(attention), op_attention, &b, 2, out, own_attention);
+        b.out = DT_BF16;
+        check.bf16 = true;
+        out[0] = (struct output){"attention to bf16",
+                                 b.rows,
+                                 b.n_heads * b.dim,
+                                 b.ldo,
+                                 2,
+                                 check_bytes(&check, (size_t)(b.rows * b.ldo) * 2, 2)};
+        check_op(&check, OP(attention), op_attention, &b, 2, out, own_attention);
+        b.out = DT_F32;
+        check.bf16 = false;
         if (i % 8 == 1)
             attention_truth(&b);
         check_release(&check);
@@ -349,6 +383,7 @@ static void test_attention(void **state)
 struct grad {
     struct batch b;
     float *out, *lse, *dout;
+    uint16_t *out_bf16; // NULL, or what is handed over; out are then its numbers
     int64_t lddq, lddk, lddv;
 };
 
@@ -357,8 +392,9 @@ static void op_grad(struct device *d, void *ctx, void **o)
     const struct grad *g = ctx;
     const struct batch *b = &g->b;
     d->k->attention_grad(d, b->t, b->n_heads, b->n_kv, b->dim, b->scale, b->n_seqs, b->seqs, b->q, b->ldq,
-                         b->k, b->ldk, b->v, b->ldk, g->out, b->ldo, g->lse, g->dout, b->ldo, o[0], g->lddq,
-                         o[1], g->lddk, o[2], g->lddv);
+                         b->k, b->ldk, b->v, b->ldk, g->out_bf16 ? DT_BF16 : DT_F32,
+                         g->out_bf16 ? (void *)g->out_bf16 : g->out, b->ldo, g->lse, g->dout, b->ldo, o[0],
+                         g->lddq, o[1], g->lddk, o[2], g->lddv);
 }
 
 static void grad_new(int i, struct grad *g)
@@ -377,6 +413,16 @@ static void grad_new(int i, struct grad *g)
     g->lddv = check_stride(&check, b->n_kv * b->dim);
     void *p[] = {g->out, g->lse};
     op_attention(check.ref, b, p);
+    g->out_bf16 = NULL;
+}
+
+// From here on the forward pass had written bf16.
+static void grad_round(struct grad *g)
+{
+    int64_t n = g->b.rows * g->b.ldo;
+    g->out_bf16 = check_alloc(&check, (size_t)n * 2, 2);
+    check.ref->k->to_bf16(check.ref, n, g->out, g->out_bf16);
+    check.ref->k->from_bf16(check.ref, n, g->out_bf16, g->out);
 }
 
 typedef float order_rows[ORDER_KEYS][ORDER_DIM];
@@ -529,6 +575,8 @@ static void test_attention_grad(void **state)
                                 check_floats(&check, b->rows * g.lddk, 1, 0)},
                                {"attention_grad dv", b->rows, b->n_kv * b->dim, g.lddv, 4,
                                 check_floats(&check, b->rows * g.lddv, 1, 0)}};
+        check_op(&check, OP(attention_grad), op_grad, &g, 3, out, own_grad);
+        grad_round(&g);
         check_op(&check, OP(attention_grad), op_grad, &g, 3, out, own_grad);
         check_release(&check);
     }

@@ -110,6 +110,21 @@ static void op_to_bf16(struct device *d, void *ctx, void **out)
     const struct format *a = ctx;
     d->k->to_bf16(d, a->n * a->k, a->x, out[0]);
 }
+struct format_rows {
+    int64_t t, c, ldx, ldy;
+    const float *x;
+};
+static void op_to_bf16_rows(struct device *d, void *ctx, void **out)
+{
+    const struct format_rows *a = ctx;
+    d->k->to_bf16_rows(d, a->t, a->c, a->x, a->ldx, out[0], a->ldy);
+}
+// y takes the place of x: the first half of each row of ldx floats.
+static void op_to_bf16_inplace(struct device *d, void *ctx, void **out)
+{
+    const struct format_rows *a = ctx;
+    d->k->to_bf16_rows(d, a->t, a->c, out[0], a->ldx, out[0], 2 * a->ldx);
+}
 static void op_from_bf16(struct device *d, void *ctx, void **out)
 {
     const struct format *a = ctx;
@@ -154,11 +169,34 @@ static void test_bf16(void **state)
     }
 }
 
+// Also in place, where the floats behind a row's c halves are left as they were.
+static void test_bf16_rows(void **state)
+{
+    (void)state;
+    for (int i = 0; i < CHECK_SHAPES; i++) {
+        struct format_rows a = {.t = check_size(&check, 0, i % 20 ? 9 : 100),
+                                .c = check_size(&check, 1, 130)};
+        a.ldx = check_stride(&check, a.c);
+        a.ldy = check_stride(&check, a.c);
+        int64_t nx = a.t * a.ldx;
+        a.x = i % 2 ? check_bytes(&check, (size_t)nx * 4, 4) : (void *)check_floats(&check, nx, 1, 100);
+        void *blank = check_bytes(&check, (size_t)(a.t * a.ldy) * 2, 2);
+        struct output half = {"to_bf16_rows", a.t, a.c, a.ldy, 2, blank};
+        check_op(&check, OP(to_bf16_rows), op_to_bf16_rows, &a, 1, &half, NULL);
+        struct output same = {"to_bf16_rows in place", a.t, 4 * a.c, 4 * a.ldx, 1, a.x};
+        check.aligned = true;
+        check_op(&check, OP(to_bf16_rows), op_to_bf16_inplace, &a, 1, &same, NULL);
+        check.aligned = false;
+        check_release(&check);
+    }
+}
+
 int main(void)
 {
     if (!check_init(&check, 66))
         return 77;
     const struct CMUnitTest tests[] = {cmocka_unit_test(test_optim), cmocka_unit_test(test_optim_truth),
-                                       cmocka_unit_test(test_fp8), cmocka_unit_test(test_bf16)};
+                                       cmocka_unit_test(test_fp8), cmocka_unit_test(test_bf16),
+                                       cmocka_unit_test(test_bf16_rows)};
     return check_close(&check, "formats", cmocka_run_group_tests(tests, NULL, NULL));
 }

@@ -7,26 +7,44 @@
 
 static struct check check;
 
+// ---- operands --------------------------------------------------------------------------------------------------------
+
+// An operand of `rows` rows for a product of dtype t, and what the product takes: rows of bf16 are those of f32 rounded beforehand.
+static struct rows operand(enum dtype t, bool half, int64_t rows, int64_t cols, float scale, int special,
+                           float **ret_taken)
+{
+    const int64_t ld = check_stride(&check, cols), n = rows ? (rows - 1) * ld + cols : 0;
+    const float *x = check_floats(&check, n, scale, special);
+    float *taken = check_alloc(&check, (size_t)(rows * cols) * 4, 4);
+    for (int64_t i = 0; i < rows * cols; i++) {
+        float v = x[i / cols * ld + i % cols];
+        taken[i] = t == DT_F32 ? v : order_bf16(v);
+    }
+    *ret_taken = taken;
+    if (!half)
+        return rows_f32(x, ld);
+    uint16_t *h = check_alloc(&check, (size_t)n * 2, 2);
+    for (int64_t i = 0; i < n; i++)
+        h[i] = f32_to_bf16(x[i]);
+    return rows_bf16(h, ld);
+}
+
 // ---- gemm ------------------------------------------------------------------------------------------------------------
 
 struct problem {
     enum dtype t;
-    int64_t m, n, k, ldx, ldy;
-    float *x, *w, *bias, *y0, *scales;
+    int64_t m, n, k, ldy;
+    struct rows x;
+    float *w, *bias, *y0, *scales;
     uint8_t *codes;
     uint16_t *half;
     bool accumulate, transpose, from_half;
     float *xr, *wr; // [m, k], [n, k]: the operands as the product takes them
 };
 
-static void problem_operands(struct problem *p)
+static void problem_weights(struct problem *p)
 {
-    p->xr = check_alloc(&check, (size_t)(p->m * p->k) * 4, 4);
     p->wr = check_alloc(&check, (size_t)(p->n * p->k) * 4, 4);
-    for (int64_t i = 0; i < p->m * p->k; i++) {
-        float x = p->x[i / p->k * p->ldx + i % p->k];
-        p->xr[i] = p->t == DT_F32 ? x : order_bf16(x);
-    }
     for (int64_t n = 0; n < p->n; n++)
         for (int64_t k = 0; k < p->k; k++) {
             int64_t at = p->transpose ? k * p->n + n : n * p->k + k;
@@ -54,12 +72,11 @@ static struct problem problem_new(int i)
         p.n = check_size(&check, 2100, 2140);
         p.k = check_size(&check, 2010, 2050);
     }
-    p.ldx = check_stride(&check, p.k);
     p.ldy = check_stride(&check, p.n);
     int special = i % 5 == 0 ? (i % 2 ? 2 : 30) : 0;
     float scale = i % 7 == 3 ? 1e-19f : 1; // products around the smallest normal numbers
     int64_t nk = p.n * p.k, blocks = (p.n + 127) / 128 * ((p.k + 127) / 128);
-    p.x = check_floats(&check, p.m ? (p.m - 1) * p.ldx + p.k : 0, scale, special);
+    p.x = operand(p.t, p.t != DT_F32 && check_between(&check, 0, 1), p.m, p.k, scale, special, &p.xr);
     p.w = check_floats(&check, nk, 0.5f * scale, special);
     p.y0 = check_floats(&check, p.m * p.ldy, 1, 0);
     p.bias = check_between(&check, 0, 1) ? check_floats(&check, p.n, scale * scale, special) : NULL;
@@ -74,7 +91,7 @@ static struct problem problem_new(int i)
         p.half[j] = f32_to_bf16(p.w[j]);
     }
     p.scales = check_floats(&check, blocks, 0.01f, special / 4);
-    problem_operands(&p);
+    problem_weights(&p);
     return p;
 }
 
@@ -101,7 +118,7 @@ static void op_gemm(struct device *d, void *ctx, void **out)
     const struct problem *p = ctx;
     struct guarded packed = problem_pack(p, d);
     struct gemm_weight w = {p->t, p->n, p->k, packed.p, p->t == DT_FP8 ? p->scales : NULL};
-    d->k->gemm(d, &w, p->m, p->x, p->ldx, p->bias, p->accumulate, out[0], p->ldy);
+    d->k->gemm(d, &w, p->m, p->x, p->bias, p->accumulate, out[0], p->ldy);
     guarded_free(&packed);
 }
 
@@ -202,7 +219,7 @@ static void unpacked(const struct problem *p, struct device *d, const struct gua
     for (int i = 0; i < 16; i++)
         ones[i] = 1;
     struct gemm_weight w = {p->t, p->n, p->k, packed->p, p->t == DT_FP8 ? ones : NULL};
-    d->k->gemm(d, &w, p->k, x, p->k, NULL, false, y, p->n);
+    d->k->gemm(d, &w, p->k, rows_f32(x, p->k), NULL, false, y, p->n);
     for (int64_t k = 0; k < p->k; k++)
         for (int64_t n = 0; n < p->n; n++) {
             float want = p->wr[n * p->k + k], got = y[k * p->n + n];
@@ -237,7 +254,7 @@ static void test_pack(void **state)
             p.half[j] = f32_to_bf16(p.w[j]);
             p.codes[j] = (p.codes[j] & 0x7f) == 0x7f ? 0x81 : p.codes[j];
         }
-        problem_operands(&p);
+        problem_weights(&p);
         struct guarded want = problem_pack(&p, check.ref);
         for (int t = 0; t < check.n_twins; t++) {
             struct device *d = check.twin[t];
@@ -281,7 +298,7 @@ static void test_fp8_codes(void **state)
                     codes[0x7f] = codes[0xff] = 0;
                     d->k->weight_pack(d, DT_FP8, n, k, codes, DT_FP8, false, packed.p);
                 }
-                d->k->gemm(d, &w, 1, way ? one : &x, k, NULL, false, way ? y + i : y, n);
+                d->k->gemm(d, &w, 1, rows_f32(way ? one : &x, k), NULL, false, way ? y + i : y, n);
             }
             for (int i = 0; i < 256; i++) {
                 float want = fp8_to_f32((uint8_t)i);
@@ -299,25 +316,16 @@ static void test_fp8_codes(void **state)
 
 struct dw_problem {
     enum dtype t;
-    int64_t m, n, k, lddy, ldx;
-    float *dy, *x, *dw0;
+    int64_t m, n, k;
+    struct rows dy, x;
+    float *dw0;
     float *dyr, *xr; // [m, n], [m, k] as the product takes them
 };
-
-static float *rounded(enum dtype t, const float *x, int64_t rows, int64_t cols, int64_t ld)
-{
-    float *r = check_alloc(&check, (size_t)(rows * cols) * 4, 4);
-    for (int64_t i = 0; i < rows * cols; i++) {
-        float v = x[i / cols * ld + i % cols];
-        r[i] = t == DT_BF16 ? order_bf16(v) : v;
-    }
-    return r;
-}
 
 static void op_dw(struct device *d, void *ctx, void **out)
 {
     const struct dw_problem *p = ctx;
-    d->k->gemm_dw(d, p->t, p->m, p->n, p->k, p->dy, p->lddy, p->x, p->ldx, out[0]);
+    d->k->gemm_dw(d, p->t, p->m, p->n, p->k, p->dy, p->x, out[0]);
 }
 
 static void own_dw(void *ctx, const struct device *d, void *const *want, void *const *got)
@@ -347,18 +355,17 @@ static void test_gemm_dw(void **state)
         p.m = i % 19 == 0 ? check_size(&check, 120, 300) : check_size(&check, 0, 40);
         p.n = check_size(&check, 0, i % 101 == 7 ? 420 : 50);
         p.k = check_size(&check, 0, i % 103 == 9 ? 540 : 60);
-        if (i % 211 == 13) // several parts of the batch, several segments of an operand
-            p.m = check_size(&check, 380, 1600), p.n = check_size(&check, 100, 230),
+        if (i % 211 == 13) // several parts of the batch, several tasks
+            p.m = check_between(&check, 600, 2600), p.n = check_size(&check, 100, 230),
             p.k = check_size(&check, 1, 40);
-        p.lddy = check_stride(&check, p.n);
-        p.ldx = check_stride(&check, p.k);
+        if (i == 400 || i == 401) // more of x than is packed at once
+            p.m = check_between(&check, 2100, 2200), p.n = check_size(&check, 1, 15),
+            p.k = check_size(&check, 4200, 4300);
         int special = i % 7 == 0 ? 5 : 0;
         float scale = i % 9 == 3 ? 1e-19f : 1;
-        p.dy = check_floats(&check, p.m ? (p.m - 1) * p.lddy + p.n : 0, scale, special);
-        p.x = check_floats(&check, p.m ? (p.m - 1) * p.ldx + p.k : 0, scale, special);
+        p.dy = operand(p.t, p.t == DT_BF16 && i & 2, p.m, p.n, scale, special, &p.dyr);
+        p.x = operand(p.t, p.t == DT_BF16 && i & 4, p.m, p.k, scale, special, &p.xr);
         p.dw0 = check_floats(&check, p.n * p.k, 1, special);
-        p.dyr = rounded(p.t, p.dy, p.m, p.n, p.lddy);
-        p.xr = rounded(p.t, p.x, p.m, p.k, p.ldx);
         struct output dw = {"gemm_dw", p.n, p.k, p.k, 4, p.dw0};
         check_op(&check, OP(gemm_dw), op_dw, &p, 1, &dw, own_dw);
         check_release(&check);
@@ -368,7 +375,7 @@ static void test_gemm_dw(void **state)
 static void op_bias_grad(struct device *d, void *ctx, void **out)
 {
     const struct dw_problem *p = ctx;
-    d->k->bias_grad(d, p->m, p->n, p->dy, p->lddy, out[0]);
+    d->k->bias_grad(d, p->m, p->n, p->dy.at, p->dy.ld, out[0]);
 }
 
 static void test_bias_grad(void **state)
@@ -376,8 +383,7 @@ static void test_bias_grad(void **state)
     (void)state;
     for (int i = 0; i < CHECK_SHAPES; i++) {
         struct dw_problem p = {.m = check_size(&check, 0, i % 9 ? 40 : 513), .n = check_size(&check, 0, 150)};
-        p.lddy = check_stride(&check, p.n);
-        p.dy = check_floats(&check, p.m ? (p.m - 1) * p.lddy + p.n : 0, 1, i % 4 ? 0 : 5);
+        p.dy = operand(DT_F32, false, p.m, p.n, 1, i % 4 ? 0 : 5, &p.dyr);
         struct output db = {"bias_grad", 1, p.n, p.n, 4, check_floats(&check, p.n, 1, 0)};
         check_op(&check, OP(bias_grad), op_bias_grad, &p, 1, &db, NULL);
         check_release(&check);

@@ -21,7 +21,29 @@ static void same(const char *what, const struct device *d, const float *a, const
                      (double)b[i]);
 }
 
-// y of M rows at once = y of each row alone = y of any part, on any number of threads.
+// x [m, k] rounded to bf16 in rows ld apart, the first of them `start` elements from the memory's; all else is NaN.
+static uint16_t *spread(const float *x, int64_t m, int64_t k, int64_t ld, int64_t start)
+{
+    uint16_t *h = malloc((size_t)(start + m * ld) * sizeof *h);
+    assert_non_null(h);
+    for (int64_t i = 0; i < start + m * ld; i++)
+        h[i] = 0x7fc0;
+    for (int64_t i = 0; i < m * k; i++)
+        h[start + i / k * ld + i % k] = f32_to_bf16(x[i]);
+    return h;
+}
+
+static void same_bf16(const char *what, const struct device *d, const uint16_t *a, const uint16_t *b,
+                      int64_t n)
+{
+    for (int64_t i = 0; i < n; i++)
+        if (a[i] != b[i])
+            fail_msg("%s on %s: element %lld differs: %04x and %04x", what, d->name, (long long)i, a[i],
+                     b[i]);
+}
+
+// y of M rows at once = y of each row alone = y of any part, on any number of threads; and from the rows rounded beforehand, wherever
+// they begin.
 static void gemm_rows(enum dtype t, int64_t m, int64_t n, int64_t k)
 {
     float *x = malloc((size_t)(m * k) * 4), *w = malloc((size_t)(n * k) * 4),
@@ -38,15 +60,23 @@ static void gemm_rows(enum dtype t, int64_t m, int64_t n, int64_t k)
     one->k->weight_pack(one, t, n, k, t == DT_FP8 ? (void *)q : (void *)w, t == DT_FP8 ? DT_FP8 : DT_F32,
                         false, g.data);
     for (int64_t r = 0; r < m; r++)
-        one->k->gemm(one, &g, 1, x + r * k, k, NULL, false, y + r * n, n);
+        one->k->gemm(one, &g, 1, rows_f32(x + r * k, k), NULL, false, y + r * n, n);
     for (int i = 0; i < THREADS; i++) {
-        devices[i]->k->gemm(devices[i], &g, m, x, k, NULL, false, z, n);
+        devices[i]->k->gemm(devices[i], &g, m, rows_f32(x, k), NULL, false, z, n);
         same("gemm of all rows at once", devices[i], y, z, m * n);
         for (int64_t r = 0, part; r < m; r += part) {
             part = 1 + (int64_t)rng_below(&rng, (uint64_t)(m - r < 14 ? m - r : 14));
-            devices[i]->k->gemm(devices[i], &g, part, x + r * k, k, NULL, false, z + r * n, n);
+            devices[i]->k->gemm(devices[i], &g, part, rows_f32(x + r * k, k), NULL, false, z + r * n, n);
         }
         same("gemm in parts", devices[i], y, z, m * n);
+        for (int way = 0; way < 4 && t != DT_F32;
+             way++) { // even and odd strides, from a pair's begin and from within one
+            const int64_t ld = k + way % 2, start = way / 2;
+            uint16_t *h = spread(x, m, k, ld, start);
+            devices[i]->k->gemm(devices[i], &g, m, rows_bf16(h + start, ld), NULL, false, z, n);
+            same("gemm of rows rounded beforehand", devices[i], y, z, m * n);
+            free(h);
+        }
     }
     device_free(one, g.data);
     free(x);
@@ -72,28 +102,42 @@ static void test_gemm_rows(void **state)
     }
 }
 
-static void test_dw_threads(void **state)
+// dw on any number of threads, from rows of f32 and from those rows rounded beforehand.
+static void dw_threads(int64_t m, int64_t n, int64_t k)
 {
-    (void)state;
-    int64_t m = 900, n = 200, k = 330;
     float *dy = malloc((size_t)(m * n) * 4), *x = malloc((size_t)(m * k) * 4),
-          *want = calloc((size_t)(n * k), 4);
-    float *got = malloc((size_t)(n * k) * 4);
+          *want = malloc((size_t)(n * k) * 4), *got = malloc((size_t)(n * k) * 4);
     fill(dy, m * n);
     fill(x, m * k);
+    uint16_t *half_dy = spread(dy, m, n, n, 0), *half_x = spread(x, m, k, k, 0);
+    const struct rows dys[] = {rows_f32(dy, n), rows_bf16(half_dy, n)};
+    const struct rows xs[] = {rows_f32(x, k), rows_bf16(half_x, k)};
     for (int t = DT_F32; t <= DT_BF16; t++) {
         memset(want, 0, (size_t)(n * k) * 4);
-        devices[0]->k->gemm_dw(devices[0], (enum dtype)t, m, n, k, dy, n, x, k, want);
-        for (int i = 1; i < THREADS; i++) {
-            memset(got, 0, (size_t)(n * k) * 4);
-            devices[i]->k->gemm_dw(devices[i], (enum dtype)t, m, n, k, dy, n, x, k, got);
-            same("gemm_dw", devices[i], want, got, n * k);
-        }
+        devices[0]->k->gemm_dw(devices[0], (enum dtype)t, m, n, k, dys[0], xs[0], want);
+        for (int i = 0; i < THREADS; i++)
+            for (int rows = 0; rows < (t == DT_BF16 ? 4 : 1); rows++) {
+                memset(got, 0, (size_t)(n * k) * 4);
+                devices[i]->k->gemm_dw(devices[i], (enum dtype)t, m, n, k, dys[rows & 1], xs[rows >> 1], got);
+                same("gemm_dw", devices[i], want, got, n * k);
+            }
     }
     free(dy);
     free(x);
+    free(half_dy);
+    free(half_x);
     free(want);
     free(got);
+}
+
+static void test_dw_threads(void **state)
+{
+    (void)state;
+    dw_threads(900, 200, 330);
+    dw_threads(2101, 43, 75);
+    for (int i = 0; i < 10; i++)
+        dw_threads(1 + (int64_t)rng_below(&rng, 300), 1 + (int64_t)rng_below(&rng, 200),
+                   1 + (int64_t)rng_below(&rng, 200));
 }
 
 enum { HEADS = 6, KV = 2, DIM = 64, LEN = 150 };
@@ -133,7 +177,8 @@ static void cache_free(struct device *d, struct attn_cache *c)
 
 // The same sequence through the cache, cut into chunks of `chunk` (0: random), pages of page_tokens in the order of `order`.
 static void run_sequence(struct device *d, enum dtype t, int page_tokens, int chunk, uint64_t order,
-                         const float *q, const float *k, const float *v, float *out, float *lse)
+                         const float *q, const float *k, const float *v, enum dtype out_dtype, void *out,
+                         float *lse)
 {
     int n_pages = (LEN + page_tokens - 1) / page_tokens + 3;
     uint32_t ids[16];
@@ -151,8 +196,9 @@ static void run_sequence(struct device *d, enum dtype t, int page_tokens, int ch
         n = n < LEN - at ? n : LEN - at;
         struct attn_seq s = {0, n, at, pages};
         d->k->kv_write(d, &c, 1, &s, k + at * KV * DIM, KV * DIM, v + at * KV * DIM, KV * DIM);
-        d->k->attention(d, &c, HEADS, 0.125f, 1, &s, q + at * HEADS * DIM, HEADS * DIM,
-                        out + at * HEADS * DIM, HEADS * DIM, lse + at * HEADS);
+        d->k->attention(d, &c, HEADS, 0.125f, 1, &s, q + at * HEADS * DIM, HEADS * DIM, out_dtype,
+                        (char *)out + at * HEADS * DIM * (int)dtype_bytes(out_dtype), HEADS * DIM,
+                        lse + at * HEADS);
     }
     cache_free(d, &c);
 }
@@ -163,24 +209,31 @@ static void test_attention_chunks(void **state)
     static float q[LEN * HEADS * DIM], k[LEN * KV * DIM], v[LEN * KV * DIM], want[LEN * HEADS * DIM],
         got[LEN * HEADS * DIM];
     static float lse[LEN * HEADS], lse2[LEN * HEADS];
+    static uint16_t want_bf16[LEN * HEADS * DIM], got_bf16[LEN * HEADS * DIM];
     fill(q, LEN * HEADS * DIM);
     fill(k, LEN * KV * DIM);
     fill(v, LEN * KV * DIM);
     for (int t = DT_F32; t <= DT_FP8; t++) {
-        run_sequence(devices[0], (enum dtype)t, 64, LEN, 1, q, k, v, want, lse);
+        run_sequence(devices[0], (enum dtype)t, 64, LEN, 1, q, k, v, DT_F32, want, lse);
+        devices[0]->k->to_bf16(devices[0], LEN * HEADS * DIM, want, want_bf16);
         static const int page_sizes[] = {32, 64, 128}, chunks[] = {1, 7, 33, 0, 0, LEN};
         for (int i = 0; i < THREADS; i++)
             for (int p = 0; p < 3; p++)
                 for (int c = 0; c < 6; c++) {
                     run_sequence(devices[i], (enum dtype)t, page_sizes[p], chunks[c],
-                                 (uint64_t)(i * 100 + p * 10 + c), q, k, v, got, lse2);
+                                 (uint64_t)(i * 100 + p * 10 + c), q, k, v, DT_F32, got, lse2);
                     same("attention", devices[i], want, got, LEN * HEADS * DIM);
+                    same("attention lse", devices[i], lse, lse2, LEN * HEADS);
+                    run_sequence(devices[i], (enum dtype)t, page_sizes[p], chunks[c],
+                                 (uint64_t)(i * 100 + p * 10 + c + 7), q, k, v, DT_BF16, got_bf16, lse2);
+                    same_bf16("attention to bf16", devices[i], want_bf16, got_bf16, LEN * HEADS * DIM);
                     same("attention lse", devices[i], lse, lse2, LEN * HEADS);
                 }
     }
 }
 
-// A batch through kv_write, attention and its gradient.
+// A batch through kv_write, attention and its gradient; between the two, out is what models with weights of t hand over
+// (rows_dtype), and afterwards its numbers.
 struct copy {
     int n_seqs, rows;
     struct attn_seq seqs[8];
@@ -209,12 +262,18 @@ static void copy_free(struct copy *c)
 static void copy_run(struct copy *c, struct device *d, enum dtype t)
 {
     struct attn_cache cache = cache_new(d, t, 32, c->n_pages);
+    void *out = calloc((size_t)(c->rows * HEADS * DIM), sizeof(float));
     d->k->kv_write(d, &cache, c->n_seqs, c->seqs, c->k, KV * DIM, c->v, KV * DIM);
-    d->k->attention(d, &cache, HEADS, 0.125f, c->n_seqs, c->seqs, c->q, HEADS * DIM, c->out, HEADS * DIM,
-                    c->lse);
+    d->k->attention(d, &cache, HEADS, 0.125f, c->n_seqs, c->seqs, c->q, HEADS * DIM, rows_dtype(t), out,
+                    HEADS * DIM, c->lse);
     d->k->attention_grad(d, t, HEADS, KV, DIM, 0.125f, c->n_seqs, c->seqs, c->q, HEADS * DIM, c->k, KV * DIM,
-                         c->v, KV * DIM, c->out, HEADS * DIM, c->lse, c->dout, HEADS * DIM, c->dq,
+                         c->v, KV * DIM, rows_dtype(t), out, HEADS * DIM, c->lse, c->dout, HEADS * DIM, c->dq,
                          HEADS * DIM, c->dk, KV * DIM, c->dv, KV * DIM);
+    if (rows_dtype(t) == DT_F32)
+        memcpy(c->out, out, (size_t)(c->rows * HEADS * DIM) * sizeof(float));
+    else
+        d->k->from_bf16(d, c->rows * HEADS * DIM, out, c->out);
+    free(out);
     cache_free(d, &cache);
 }
 
@@ -342,11 +401,11 @@ static void test_attention_batch(void **state)
         for (int way = 0; way < 2; way++) // all at once, one by one
             for (int s = 0; s < (way ? SEQS : 1); s++) {
                 int n = way ? 1 : SEQS;
-                d->k->attention(d, &c, HEADS, 0.125f, n, seqs + s, q, HEADS * DIM, out[way], HEADS * DIM,
-                                lse[way]);
+                d->k->attention(d, &c, HEADS, 0.125f, n, seqs + s, q, HEADS * DIM, DT_F32, out[way],
+                                HEADS * DIM, lse[way]);
                 d->k->attention_grad(d, t, HEADS, KV, DIM, 0.125f, n, seqs + s, q, HEADS * DIM, k, KV * DIM,
-                                     v, KV * DIM, out[way], HEADS * DIM, lse[way], dout, HEADS * DIM, dq[way],
-                                     HEADS * DIM, dk[way], KV * DIM, dv[way], KV * DIM);
+                                     v, KV * DIM, DT_F32, out[way], HEADS * DIM, lse[way], dout, HEADS * DIM,
+                                     dq[way], HEADS * DIM, dk[way], KV * DIM, dv[way], KV * DIM);
             }
         same("attention in a batch", d, out[0], out[1], rows * HEADS * DIM);
         same("attention_grad dq", d, dq[0], dq[1], rows * HEADS * DIM);
@@ -371,7 +430,7 @@ static void test_threads(void **state)
         ids[i] = (int32_t)rng_below(&rng, C);
     }
     double sum[2];
-    for (int op = 0; op < 5; op++)
+    for (int op = 0; op < 9; op++)
         for (int i = 0; i < THREADS; i++) {
             struct device *d = devices[i];
             int o = i > 0;
@@ -384,7 +443,7 @@ static void test_threads(void **state)
                 d->k->rmsnorm_grad(d, T, C, x, C, w, 1e-5f, dy, C, false, a[o], C, dw[o]);
                 break;
             case 1:
-                d->k->rmsnorm(d, T, C, x, C, w, 1e-5f, a[o], C, r[o]);
+                d->k->rmsnorm(d, T, C, x, C, w, 1e-5f, DT_F32, a[o], C, r[o]);
                 break;
             case 2:
                 d->k->logprob(d, T, C, x, C, temp, ids, a[o], r[o], h[o]);
@@ -396,8 +455,24 @@ static void test_threads(void **state)
                 sum[o] = d->k->sumsq(d, T * C, x);
                 assert_true(sum[0] == sum[o]);
                 break;
+            case 5:
+                d->k->rmsnorm(d, T, C, x, C, w, 1e-5f, DT_BF16, a[o], C, r[o]);
+                break;
+            case 6:
+                d->k->swiglu(d, T, C / 2, x, DT_BF16, a[o], NULL);
+                break;
+            case 7: // in place
+                d->k->to_bf16(d, T * C, x, (uint16_t *)a[o]);
+                d->k->swiglu_grad(d, T, C / 2, DT_BF16, a[o], dy, DT_BF16, a[o], NULL);
+                break;
+            case 8: // in place
+                memcpy(a[o], x, sizeof a[o]);
+                d->k->to_bf16_rows(d, T, C, a[o], C, (uint16_t *)a[o], 2 * C);
+                break;
             }
-            static const char *const names[] = {"rmsnorm_grad", "rmsnorm", "logprob", "embed_grad", "sumsq"};
+            static const char *const names[] = {"rmsnorm_grad", "rmsnorm",     "logprob",
+                                                "embed_grad",   "sumsq",       "rmsnorm to bf16",
+                                                "swiglu",       "swiglu_grad", "to_bf16_rows"};
             same(names[op], d, a[0], a[o], T * C);
             same(names[op], d, dw[0], dw[o], C);
             same(names[op], d, r[0], r[o], T);

@@ -11,6 +11,11 @@ static float *floats(int64_t n, float scale, int special)
     return check_floats(&check, n, scale, special);
 }
 
+static void *halves(int64_t n)
+{
+    return check_bytes(&check, (size_t)n * 2, 2);
+}
+
 // What ld rows of `width` take, the last one not filled up.
 static int64_t span(int64_t rows, int64_t width, int64_t ld)
 {
@@ -22,19 +27,20 @@ static int64_t span(int64_t rows, int64_t width, int64_t ld)
 struct norm {
     int64_t t, c, ldx, ldy, lddy, lddx;
     float *x, *w, *dy, eps;
+    enum dtype y;
     bool rstd, accumulate;
 };
 
 static void op_rmsnorm(struct device *d, void *ctx, void **out)
 {
     const struct norm *a = ctx;
-    d->k->rmsnorm(d, a->t, a->c, a->x, a->ldx, a->w, a->eps, out[0], a->ldy, a->rstd ? out[1] : NULL);
+    d->k->rmsnorm(d, a->t, a->c, a->x, a->ldx, a->w, a->eps, a->y, out[0], a->ldy, a->rstd ? out[1] : NULL);
 }
 
 static void op_rmsnorm_inplace(struct device *d, void *ctx, void **out)
 {
     const struct norm *a = ctx;
-    d->k->rmsnorm(d, a->t, a->c, out[0], a->ldx, a->w, a->eps, out[0], a->ldx, NULL);
+    d->k->rmsnorm(d, a->t, a->c, out[0], a->ldx, a->w, a->eps, DT_F32, out[0], a->ldx, NULL);
 }
 
 static void op_rmsnorm_grad(struct device *d, void *ctx, void **out)
@@ -63,6 +69,11 @@ static void test_rmsnorm(void **state)
         struct output out[] = {{"rmsnorm", a.t, a.c, a.ldy, 4, floats(a.t * a.ldy, 1, 0)},
                                {"rmsnorm rstd", 1, a.t, a.t, 4, floats(a.t, 1, 0)}};
         check_op(&check, OP(rmsnorm), op_rmsnorm, &a, 2, out, NONE);
+        a.y = DT_BF16;
+        check.bf16 = true;
+        out[0] = (struct output){"rmsnorm to bf16", a.t, a.c, a.ldy, 2, halves(a.t * a.ldy)};
+        check_op(&check, OP(rmsnorm), op_rmsnorm, &a, 2, out, NONE);
+        check.bf16 = false;
         struct output same = {"rmsnorm in place", a.t, a.c, a.ldx, 4, floats(a.t * a.ldx, 1, 0)};
         check_op(&check, OP(rmsnorm), op_rmsnorm_inplace, &a, 1, &same, NONE);
         struct output grad[] = {{"rmsnorm_grad dx", a.t, a.c, a.lddx, 4, floats(a.t * a.lddx, 1, 0)},
@@ -140,6 +151,7 @@ static void test_rope_inverse(void **state)
 
 struct elements {
     int64_t t, f, n;
+    enum dtype in, out; // of gu, where the op has a choice; of what is written
     float *x, *dy;
     uint16_t *codes;
 };
@@ -147,33 +159,38 @@ struct elements {
 static void op_swiglu(struct device *d, void *ctx, void **out)
 {
     const struct elements *a = ctx;
-    d->k->swiglu(d, a->t, a->f, a->x, out[0], NULL);
+    d->k->swiglu(d, a->t, a->f, a->x, a->out, out[0], NULL);
 }
 static void op_swiglu_kept(struct device *d, void *ctx, void **out)
 {
     const struct elements *a = ctx;
-    d->k->swiglu(d, a->t, a->f, a->x, out[0], out[1]);
+    d->k->swiglu(d, a->t, a->f, a->x, a->out, out[0], out[1]);
+}
+static const void *gate_up(const struct elements *a)
+{
+    return a->in == DT_F32 ? (const void *)a->x : a->codes;
 }
 static void op_swiglu_grad(struct device *d, void *ctx, void **out)
 {
     const struct elements *a = ctx;
-    d->k->swiglu_grad(d, a->t, a->f, DT_F32, a->x, a->dy, out[0], NULL);
+    d->k->swiglu_grad(d, a->t, a->f, a->in, gate_up(a), a->dy, a->out, out[0], NULL);
 }
-static void op_swiglu_grad_bf16(struct device *d, void *ctx, void **out)
+static void op_swiglu_grad_both(struct device *d, void *ctx, void **out)
 {
     const struct elements *a = ctx;
-    d->k->swiglu_grad(d, a->t, a->f, DT_BF16, a->codes, a->dy, out[0], out[1]);
+    d->k->swiglu_grad(d, a->t, a->f, a->in, gate_up(a), a->dy, a->out, out[0], out[1]);
 }
 // y takes the place of dy
 static void op_swiglu_grad_over(struct device *d, void *ctx, void **out)
 {
     const struct elements *a = ctx;
-    d->k->swiglu_grad(d, a->t, a->f, DT_F32, a->x, out[1], out[0], out[1]);
+    d->k->swiglu_grad(d, a->t, a->f, a->in, gate_up(a), out[1], DT_F32, out[0], out[1]);
 }
+// dgu takes the place of gu
 static void op_swiglu_grad_inplace(struct device *d, void *ctx, void **out)
 {
     const struct elements *a = ctx;
-    d->k->swiglu_grad(d, a->t, a->f, DT_F32, out[0], a->dy, out[0], NULL);
+    d->k->swiglu_grad(d, a->t, a->f, a->out, out[0], a->dy, a->out, out[0], out[1]);
 }
 static void op_add(struct device *d, void *ctx, void **out)
 {
@@ -186,6 +203,75 @@ static void op_round(struct device *d, void *ctx, void **out)
     d->k->round_bf16(d, a->n, out[0]);
 }
 
+// Forward and backward with every pair of dtypes, in place where that is allowed.
+static void swiglu_check(struct elements *a, float scale, int special)
+{
+    int64_t n = a->n;
+    for (int o = 0; o < 2; o++) {
+        size_t size = o ? 2 : 4;
+        a->out = o ? DT_BF16 : DT_F32;
+        check.bf16 = o;
+        struct output y[] = {{o ? "swiglu to bf16" : "swiglu", 1, n, n, size, floats(n, 1, special)},
+                             {"kept", 1, 2 * n, 2 * n, 2, halves(2 * n)}};
+        check_op(&check, OP(swiglu), op_swiglu, a, 1, y, NONE);
+        check_op(&check, OP(swiglu), op_swiglu_kept, a, 2, y, NONE);
+        struct output dgu[] = {{o ? "swiglu_grad to bf16" : "swiglu_grad", 1, 2 * n, 2 * n, size,
+                                o ? halves(2 * n) : (void *)floats(2 * n, scale, special)},
+                               {"swiglu_grad y", 1, n, n, size, floats(n, 1, special)}};
+        for (int in = 0; in < 2; in++) {
+            a->in = in ? DT_BF16 : DT_F32;
+            check_op(&check, OP(swiglu_grad), op_swiglu_grad, a, 1, dgu, NONE);
+            check_op(&check, OP(swiglu_grad), op_swiglu_grad_both, a, 2, dgu, NONE);
+            if (!o)
+                check_op(&check, OP(swiglu_grad), op_swiglu_grad_over, a, 2, dgu, NONE);
+        }
+        check_op(&check, OP(swiglu_grad), op_swiglu_grad_inplace, a, 2, dgu, NONE);
+    }
+    check.bf16 = false;
+}
+
+// What is written in bf16 is what would be written in f32, rounded as to_bf16 does it, and gu
+// of bf16 is as good as those numbers in f32.
+static void rounded_check(const char *what, struct device *d, const float *whole, const uint16_t *half,
+                          int64_t n)
+{
+    uint16_t *want = halves(n);
+    d->k->to_bf16(d, n, whole, want);
+    check_same_bf16(what, d, want, half, n);
+}
+
+static void test_rounded(void **state)
+{
+    (void)state;
+    for (int i = 0; i < 400; i++) {
+        struct elements a = {.t = check_size(&check, 1, 7), .f = check_size(&check, 1, 100)};
+        struct device *d = i % (check.n_twins + 1) ? check.twin[i % (check.n_twins + 1) - 1] : check.ref;
+        a.n = a.t * a.f;
+        int special = i % 4 ? 0 : 40;
+        a.x = floats(2 * a.n, 3, special);
+        a.dy = floats(a.n, 1, special);
+        float *y = floats(2 * a.n, 0, 0), *w = floats(a.f, 1, 0);
+        uint16_t *h = halves(2 * a.n), *h2 = halves(a.n);
+        d->k->rmsnorm(d, a.t, a.f, a.x, a.f, w, 1e-5f, DT_F32, y, a.f, NULL);
+        d->k->rmsnorm(d, a.t, a.f, a.x, a.f, w, 1e-5f, DT_BF16, h, a.f, NULL);
+        rounded_check("rmsnorm rounded", d, y, h, a.n);
+        d->k->swiglu(d, a.t, a.f, a.x, DT_F32, y, NULL);
+        d->k->swiglu(d, a.t, a.f, a.x, DT_BF16, h, NULL);
+        rounded_check("swiglu rounded", d, y, h, a.n);
+        float *dgu = floats(2 * a.n, 0, 0);
+        d->k->swiglu_grad(d, a.t, a.f, DT_F32, a.x, a.dy, DT_F32, dgu, y);
+        d->k->swiglu_grad(d, a.t, a.f, DT_F32, a.x, a.dy, DT_BF16, h, h2);
+        rounded_check("swiglu_grad rounded", d, dgu, h, 2 * a.n);
+        rounded_check("swiglu_grad y rounded", d, y, h2, a.n);
+        d->k->to_bf16(d, 2 * a.n, a.x, h);
+        d->k->from_bf16(d, 2 * a.n, h, a.x);
+        d->k->swiglu_grad(d, a.t, a.f, DT_F32, a.x, a.dy, DT_F32, dgu, NULL);
+        d->k->swiglu_grad(d, a.t, a.f, DT_BF16, h, a.dy, DT_BF16, h, NULL);
+        rounded_check("swiglu_grad in place", d, dgu, h, 2 * a.n);
+        check_release(&check);
+    }
+}
+
 static void test_elements(void **state)
 {
     (void)state;
@@ -196,17 +282,8 @@ static void test_elements(void **state)
         float scale = i % 3 ? 3 : 40;
         a.x = floats(2 * a.n, scale, special);
         a.dy = floats(a.n, 1, special);
-        struct output y = {"swiglu", 1, a.n, a.n, 4, floats(a.n, 1, 0)};
-        check_op(&check, OP(swiglu), op_swiglu, &a, 1, &y, NONE);
-        struct output dgu = {"swiglu_grad", 1, 2 * a.n, 2 * a.n, 4, floats(2 * a.n, scale, special)};
-        check_op(&check, OP(swiglu_grad), op_swiglu_grad, &a, 1, &dgu, NONE);
-        check_op(&check, OP(swiglu_grad), op_swiglu_grad_inplace, &a, 1, &dgu, NONE);
-        struct output kept[] = {y, {"kept", 1, 2 * a.n, 2 * a.n, 2, check_bytes(&check, (size_t)a.n * 4, 2)}};
-        check_op(&check, OP(swiglu), op_swiglu_kept, &a, 2, kept, NONE);
-        a.codes = check_bytes(&check, (size_t)a.n * 4, 2);
-        struct output both[] = {dgu, {"y", 1, a.n, a.n, 4, floats(a.n, 1, special)}};
-        check_op(&check, OP(swiglu_grad), op_swiglu_grad_bf16, &a, 2, both, NONE);
-        check_op(&check, OP(swiglu_grad), op_swiglu_grad_over, &a, 2, both, NONE);
+        a.codes = halves(2 * a.n);
+        swiglu_check(&a, scale, special);
         struct output sum = {"add", 1, a.n, a.n, 4, floats(a.n, scale, special)};
         check_op(&check, OP(add), op_add, &a, 1, &sum, NONE);
         // half of the inputs are any bits at all
@@ -292,7 +369,7 @@ static void test_gradients(void **state)
         float *x = floats(2 * c, 1, 0), *w = floats(c, 1, 0), *dy = floats(c, 1, 0);
         float *dx = floats(c, 1, 0), *dw = floats(c, 0, 0), *dgu = floats(2 * c, 1, 0);
         check.ref->k->rmsnorm_grad(check.ref, 1, c, x, c, w, 1e-5f, dy, c, false, dx, c, dw);
-        check.ref->k->swiglu_grad(check.ref, 1, c, DT_F32, x, dy, dgu, NULL);
+        check.ref->k->swiglu_grad(check.ref, 1, c, DT_F32, x, dy, DT_F32, dgu, NULL);
         double xd[200], wd[100], h = 1e-5;
         for (int64_t j = 0; j < 2 * c; j++)
             xd[j] = x[j];
@@ -319,8 +396,9 @@ int main(void)
     if (!check_init(&check, 33))
         return 77;
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_rmsnorm),  cmocka_unit_test(test_rope),  cmocka_unit_test(test_rope_inverse),
-        cmocka_unit_test(test_elements), cmocka_unit_test(test_embed), cmocka_unit_test(test_gradients),
+        cmocka_unit_test(test_rmsnorm),   cmocka_unit_test(test_rope),    cmocka_unit_test(test_rope_inverse),
+        cmocka_unit_test(test_elements),  cmocka_unit_test(test_rounded), cmocka_unit_test(test_embed),
+        cmocka_unit_test(test_gradients),
     };
     return check_close(&check, "rows", cmocka_run_group_tests(tests, NULL, NULL));
 }

@@ -72,14 +72,14 @@ static void test_gemm_is_described(void **state)
     struct gemm_weight g = {.dtype = DT_BF16, .n = N, .k = K};
     g.data = device_alloc(d, d->k->weight_bytes(DT_BF16, N, K));
     d->k->weight_pack(d, DT_BF16, N, K, w, DT_F32, false, g.data);
-    d->k->gemm(d, &g, M, x, K, NULL, false, y, LDY);
+    d->k->gemm(d, &g, M, rows_f32(x, K), NULL, false, y, LDY);
     struct seen s = {0};
     struct observer o = {&s, see_before, see_after};
     device_observe(d, &o);
     device_mark(d, 4, "mlp");
-    d->k->gemm(d, &g, M, x, K, NULL, false, z, LDY);
+    d->k->gemm(d, &g, M, rows_f32(x, K), NULL, false, z, LDY);
     device_observe(d, NULL);
-    d->k->gemm(d, &g, M, x, K, NULL, false, z, LDY); // unseen
+    d->k->gemm(d, &g, M, rows_f32(x, K), NULL, false, z, LDY); // unseen
     assert_int_equal(s.after, 1);
     assert_memory_equal(y, z, sizeof y);
     assert_int_equal(s.last.op, OP_INDEX(gemm));
@@ -95,6 +95,7 @@ static void test_gemm_is_described(void **state)
     const struct op_output *out = &s.last.outputs[0];
     assert_ptr_equal(out->p, z);
     assert_int_equal(out->rows, M);
+    assert_int_equal(out->dtype, DT_F32);
     assert_int_equal(out->row_bytes, 4 * N);
     assert_int_equal(out->stride_bytes, 4 * LDY);
     device_free(d, g.data);
@@ -118,11 +119,57 @@ static void test_attention_counts_visible_keys(void **state)
     d->k->kv_write(d, &c, 2, seqs, k, D, v, D);
     assert_int_equal(s.last.n_outputs, 0);
     assert_int_equal(s.last.m, 6);
-    d->k->attention(d, &c, HEADS, 0.25f, 2, seqs, q, HEADS * D, out, HEADS * D, NULL);
+    d->k->attention(d, &c, HEADS, 0.25f, 2, seqs, q, HEADS * D, DT_F32, out, HEADS * D, NULL);
     assert_true(s.last.flops == 4.0 * (1 + 2 + 3 + 4 + 11 + 12) * HEADS * D);
     assert_true(s.last.bytes == 2.0 * 4 * 6 * HEADS * D + 2.0 * (4 + 12) * D * 4);
     assert_int_equal(s.last.outputs[0].rows, 6);
     assert_int_equal(s.after, 2);
+    // rows 4, 5 alone, in bf16
+    d->k->attention(d, &c, HEADS, 0.25f, 1, seqs + 1, q, HEADS * D, DT_BF16, out, HEADS * D, NULL);
+    assert_true(s.last.bytes == (4.0 + 2) * 2 * HEADS * D + 2.0 * 12 * D * 4);
+    assert_int_equal(s.last.outputs[0].dtype, DT_BF16);
+    assert_ptr_equal(s.last.outputs[0].p, (uint16_t *)out + 4 * HEADS * D);
+    assert_int_equal(s.last.outputs[0].row_bytes, 2 * HEADS * D);
+    device_close(d);
+}
+
+static void expect_output(const struct seen *s, int i, enum dtype t, const void *p, int64_t rows,
+                          size_t row_bytes, size_t stride_bytes)
+{
+    assert_true(i < s->last.n_outputs);
+    const struct op_output *o = &s->last.outputs[i];
+    assert_int_equal(o->dtype, t);
+    assert_ptr_equal(o->p, p);
+    assert_int_equal(o->rows, rows);
+    assert_int_equal(o->row_bytes, row_bytes);
+    assert_int_equal(o->stride_bytes, stride_bytes);
+}
+
+// What is written in bf16 is reported, and counted, as that.
+static void test_bf16_outputs(void **state)
+{
+    (void)state;
+    enum { T = 3, C = 20, LD = 24 };
+    struct device *d = open_device();
+    static float x[T * 2 * C], w[C], dy[T * C];
+    static uint16_t y[T * LD], kept[T * 2 * C];
+    struct seen s = {0};
+    struct observer o = {&s, see_before, see_after};
+    device_observe(d, &o);
+    d->k->rmsnorm(d, T, C, x, C, w, 1e-5f, DT_BF16, y, LD, NULL);
+    assert_int_equal(s.last.dtype, DT_BF16);
+    assert_true(s.last.bytes == T * C * (4.0 + 2) + 4.0 * C);
+    expect_output(&s, 0, DT_BF16, y, T, 2 * C, 2 * LD);
+    d->k->swiglu(d, T, C, x, DT_BF16, y, kept);
+    assert_true(s.last.bytes == T * C * (8.0 + 2 + 4));
+    expect_output(&s, 0, DT_BF16, y, T, 2 * C, 2 * C);
+    d->k->swiglu_grad(d, T, C, DT_BF16, kept, dy, DT_BF16, kept, y);
+    assert_true(s.last.bytes == T * C * (4.0 + 4 + 4 + 2));
+    expect_output(&s, 0, DT_BF16, kept, T, 4 * C, 4 * C);
+    expect_output(&s, 1, DT_BF16, y, T, 2 * C, 2 * C);
+    d->k->to_bf16_rows(d, T, C, x, C, y, LD);
+    assert_true(s.last.bytes == T * C * (4.0 + 2));
+    expect_output(&s, 0, DT_BF16, y, T, 2 * C, 2 * LD);
     device_close(d);
 }
 
@@ -132,6 +179,7 @@ int main(void)
         cmocka_unit_test(test_every_op),
         cmocka_unit_test(test_gemm_is_described),
         cmocka_unit_test(test_attention_counts_visible_keys),
+        cmocka_unit_test(test_bf16_outputs),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -55,13 +55,13 @@ static void fixture_close(struct fixture *f)
 }
 
 // A batch under construction.
-struct rows {
+struct draft {
     int32_t n, n_seqs, ids[ROWS_MAX], pos[ROWS_MAX], target[ROWS_MAX], seq_of[ROWS_MAX];
     float inv_temp[ROWS_MAX];
     struct attn_seq seqs[SEQS];
 };
 
-static void rows_add(struct rows *b, const struct fixture *f, int seq, int32_t from, int32_t to,
+static void rows_add(struct draft *b, const struct fixture *f, int seq, int32_t from, int32_t to,
                      const int32_t *pages)
 {
     b->seqs[b->n_seqs++] = (struct attn_seq){b->n, to - from, from, pages};
@@ -79,7 +79,7 @@ struct result {
 };
 
 // Scores the rows of b by the engine's side: forward, logits, the sampler's op.
-static void engine_run(const struct fixture *f, const struct weights *w, struct kv *kv, const struct rows *b,
+static void engine_run(const struct fixture *f, const struct weights *w, struct kv *kv, const struct draft *b,
                        struct result *ret)
 {
     struct arena step;
@@ -123,7 +123,7 @@ static void engine_score(const struct fixture *f, enum dtype dtype, enum dtype k
     struct error err;
     struct rng r;
     int32_t pages[SEQS][8], done[SEQS] = {0};
-    static struct rows b;
+    static struct draft b;
     rng_init(&r, seed, 6);
     pages_assign(f, page_tokens, seed, pages);
     assert_int_equal(weights_open(f->d, &f->c, &f->l, dtype, false, &w, &err), STATUS_OK);
@@ -157,7 +157,7 @@ static void trainer_score(const struct fixture *f, enum dtype dtype, enum dtype 
     struct train *t;
     struct error err;
     struct rng r;
-    static struct rows b;
+    static struct draft b;
     uint32_t order[SEQS] = {0, 1, 2, 3, 4, 5};
     float lp[ROWS_MAX], ent[ROWS_MAX];
     rng_init(&r, seed, 8);
