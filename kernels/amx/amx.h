@@ -30,8 +30,8 @@ void AMX(table)(struct kernels *k);
 size_t AMX(weight_bytes)(enum dtype dtype, int64_t n, int64_t k);
 void AMX(weight_pack)(struct device *d, enum dtype dtype, int64_t n, int64_t k, const void *src,
                       enum dtype src_dtype, bool transpose, void *dst);
-void AMX(gemm)(struct device *d, const struct gemm_weight *w, int64_t m, struct rows x,
-               const float *bias, bool accumulate, float *y, int64_t ldy);
+void AMX(gemm)(struct device *d, const struct gemm_weight *w, int64_t m, struct rows x, const float *bias,
+               bool accumulate, float *y, int64_t ldy);
 void AMX(gemm_dw)(struct device *d, enum dtype dtype, int64_t m, int64_t n, int64_t k, struct rows dy,
                   struct rows x, float *dw);
 
