@@ -21,6 +21,12 @@ set(OOZE_TEST_ENV "OOZE_SOURCE_DIR=${CMAKE_SOURCE_DIR}" "OOZE_BIN_DIR=${CMAKE_BI
 set(OOZE_ISA_TESTS "^(unit_(model|rollout|trainer)_|oracle_|kernels_invariance|process_run$)")
 set(OOZE_THREAD_TESTS "^(unit_(base_pool|net_|proto_wire|model_(parity|train)|rollout_(client|http|engine|replay|invariance)|trainer_|orchestrator_(loop|check)|ledger_)|kernels_invariance|process_(run|kill|stop)$)")
 
+# Seconds a test may take, against hangs; the thread sanitizer makes everything several times as slow.
+set(OOZE_TEST_PATIENCE 1)
+if(OOZE_SANITIZE MATCHES "thread")
+  set(OOZE_TEST_PATIENCE 2)
+endif()
+
 function(ooze_labels name)
   set(labels)
   if(name MATCHES "${OOZE_ISA_TESTS}")
@@ -36,6 +42,7 @@ function(ooze_labels name)
 endfunction()
 
 function(ooze_test name source timeout)
+  math(EXPR timeout "${timeout} * ${OOZE_TEST_PATIENCE}")
   add_executable(${name} ${source})
   set_target_properties(${name} PROPERTIES RUNTIME_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/tests)
   target_link_libraries(${name} PRIVATE ${ARGN} PkgConfig::CMOCKA)
@@ -45,6 +52,7 @@ function(ooze_test name source timeout)
 endfunction()
 
 function(ooze_script name script timeout)
+  math(EXPR timeout "${timeout} * ${OOZE_TEST_PATIENCE}")
   add_test(NAME ${name} COMMAND bash ${script})
   set_tests_properties(${name} PROPERTIES TIMEOUT ${timeout} SKIP_RETURN_CODE 77 ENVIRONMENT "${OOZE_TEST_ENV}")
   ooze_labels(${name})
