@@ -1,5 +1,5 @@
 // Hashes: see hash.h.
-#define XXH_STATIC_LINKING_ONLY // the size of the state
+#define XXH_INLINE_ALL // states of the header's size are for the header's functions only
 #include "base/hash.h"
 
 #include <assert.h>

@@ -115,6 +115,8 @@ static void print_result(const struct bench_result *r)
            r->other.name);
     if (!r->complete)
         printf("%26s of %d of the rounds only: %s\n", "", r->ours.runs, r->error.text);
+    if (r->complete && r->other.runs && r->other.runs != r->ours.runs)
+        printf("%26s of %d of our runs, %d of the peer\n", "", r->ours.runs, r->other.runs);
     printf("%26s %5.1f %% to %+.1f %%, %.1f %% to %+.1f %%; ratios of pairs %.2f to %.2f\n", "spread",
            100 * (r->ours.low / r->ours.median - 1), 100 * (r->ours.high / r->ours.median - 1),
            100 * (r->other.low / r->other.median - 1), 100 * (r->other.high / r->other.median - 1),
@@ -271,7 +273,7 @@ static bool parse_setting(const char *runs, const char *masked_runs, const char 
                           struct bench_setting *s)
 {
     return parse_classes(classes, s) && parse_count(runs, BENCH_RUNS_MAX, &s->runs) &&
-           parse_count(masked_runs, BENCH_RUNS_MAX, &s->masked_runs) &&
+           parse_count(masked_runs, BENCH_RUNS_MAX, &s->masked_runs) && (!masked_runs || s->n_classes > 1) &&
            parse_count(deadline, DEADLINE_MAX, &s->run_s);
 }
 

@@ -27,7 +27,7 @@ struct bench_result {
     const struct bench_row *row;
     const char *isa;               // class that was asked for; NULL = the program's own choice
     bool measured;                 // there are figures: at least one round was completed
-    bool complete;                 // all rounds were
+    bool complete;                 // all rounds were, the peer's too
     struct error error;            // not complete: why
     struct bench_side ours, other; // other: the peer or the bound
     double ratio, ratio_low, ratio_high, goal;

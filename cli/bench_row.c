@@ -337,9 +337,14 @@ static void conclude(const struct race *race, const struct runner *r, struct ben
     *ret = (struct bench_result){.row = race->row, .isa = r->isa};
     double run_s = r->run_s + (peer ? peer->run_s : 0);
     ret->waiting_cpu = run_s > 0 ? (r->waiting_s + (peer ? peer->waiting_s : 0)) / run_s : 0;
-    ret->complete = n == (size_t)r->wanted;
-    if (!ret->complete)
-        ret->error = r->failed ? r->error : peer->error;
+    ret->complete = n == (size_t)r->wanted && (!peer || n_peer == (size_t)race->s->runs);
+    if (!ret->complete && r->failed)
+        ret->error = r->error;
+    else if (!ret->complete && peer && peer->failed)
+        ret->error = peer->error;
+    else if (!ret->complete) // the class that the other rounds were for gave up
+        error_set(&ret->error, STATUS_PEER, "%s ran in %zu of %d rounds", peer ? peer->name : r->name,
+                  peer ? n_peer : n, race->s->runs);
     if (n == 0)
         return;
     keep_first(r->answers, n);

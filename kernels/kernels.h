@@ -41,7 +41,7 @@ struct gemm_weight {
 };
 
 // Rows of an operand of a product: [rows, columns] with stride ld (elements), F32, or BF16 where the product rounds to bf16 anyway: then
-// whoever made the rows has rounded them (RNE), and the bits of the product are the same.
+// whoever made the rows has rounded them (RNE), and the bits of the product are the same: results of arithmetic are no subnormals.
 struct rows {
     enum dtype dtype; // DT_F32 or DT_BF16
     const void *at;

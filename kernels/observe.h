@@ -23,8 +23,8 @@ struct op_call {
     const char *name;  // the field's name: "gemm"
     int32_t layer;     // as marked: -1 = before the first layer, n_layers = after the last
     const char *block; // as marked: "embedding", "attention", "mlp", "head", …
-    enum dtype
-        dtype; // of weights, cache or operands, or of the result where that alone has a choice; else DT_F32
+    // of weights, cache or operands, or of the result where that alone has a choice; else DT_F32
+    enum dtype dtype;
     int64_t m, n, k;   // GEMMs: rows, outputs, inputs. Others: rows, elements of a row, 0
     double flops;      // multiplications and additions of the formula; 0 where only data moves
     double bytes;      // operands and results, each counted once: what must be moved at least

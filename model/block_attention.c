@@ -104,7 +104,7 @@ static int64_t saved_carve(const struct model_config *c, enum dtype dtype, int64
 
 // The forward pass needs [T, C] in the format of rows_dtype, the norm's output.
 struct attention_grad_scratch {
-    void *dx;     // [T, C] rows: dx as it came
+    void *dx;     // [T, C] rows: dx as it came; NULL where rows are F32
     float *n;     // [T, C] rows: the norm's output once more, then its gradient
     struct qkv d; // gradients of rot, then of pre; at last rows, each in its place
     float *datt;  // [T, H D]
@@ -114,7 +114,7 @@ static int64_t grad_scratch_carve(const struct model_config *c, enum dtype dtype
                                   struct attention_grad_scratch *ret)
 {
     struct carve v = {.base = base};
-    ret->dx = carve_rows(&v, dtype, t * c->hidden);
+    ret->dx = rows_dtype(dtype) == DT_F32 ? NULL : carve_rows(&v, dtype, t * c->hidden);
     ret->n = carve_take(&v, t * c->hidden);
     ret->d = qkv_carve(c, t, &v);
     ret->datt = carve_take(&v, t * c->n_heads * c->head_dim);

@@ -83,7 +83,7 @@ static int64_t scratch_carve(const struct model_config *c, enum dtype dtype, int
 }
 
 struct mlp_grad_scratch {
-    void *dx;  // [T, C] rows: dx as it came
+    void *dx;  // [T, C] rows: dx as it came; NULL where rows are F32
     float *dh; // [step, F] gradient of h
     void *h;   // [T, F] rows: h once more
     float *n;  // [T, C] rows: n once more, then its gradient
@@ -93,7 +93,7 @@ static int64_t grad_scratch_carve(const struct model_config *c, enum dtype dtype
                                   struct mlp_grad_scratch *ret)
 {
     struct carve v = {.base = base};
-    ret->dx = carve_rows(&v, dtype, t * c->hidden);
+    ret->dx = rows_dtype(dtype) == DT_F32 ? NULL : carve_rows(&v, dtype, t * c->hidden);
     ret->dh = carve_take(&v, (t < ROWS_MOST ? t : ROWS_MOST) * c->ffn);
     ret->h = carve_rows(&v, dtype, t * c->ffn);
     ret->n = carve_take(&v, t * c->hidden);

@@ -24,7 +24,8 @@ struct loading {
     struct file_map map;   // else empty
     const uint8_t *data;   // of the whole file
     size_t bytes, header;
-    char path[512], expect[HASH_HEX]; // "" = not checked
+    char path[512];        // for errors, perhaps cut
+    char expect[HASH_HEX]; // "" = not checked
     bool hash;
     uint8_t (*digests)[HASH_DIGEST]; // of the pieces
     int *first;                      // [n + 1] of each piece
@@ -199,10 +200,10 @@ void loading_free(struct loading *l)
     free(l);
 }
 
-static enum status file_open(struct loading *l, struct kept *kept, struct error *err)
+static enum status file_open(struct loading *l, const char *path, struct kept *kept, struct error *err)
 {
-    enum status rc = kept ? kept_read(kept, l->path, &l->kept, &l->bytes, err)
-                          : file_map_open(l->path, true, &l->map, err);
+    enum status rc =
+        kept ? kept_read(kept, path, &l->kept, &l->bytes, err) : file_map_open(path, true, &l->map, err);
     if (!rc) {
         l->data = kept ? (const uint8_t *)l->kept->data : l->map.data;
         l->bytes = kept ? l->bytes : l->map.len;
@@ -219,7 +220,7 @@ enum status loading_open(struct weights *w, const char *path, const char *expect
     l->parts = parts_of(w);
     snprintf(l->path, sizeof l->path, "%s", path);
     snprintf(l->expect, sizeof l->expect, "%s", expect_hash ? expect_hash : "");
-    enum status rc = file_open(l, kept, err);
+    enum status rc = file_open(l, path, kept, err);
     if (!rc)
         rc = header_check(l, err);
     if (rc) {

@@ -2,7 +2,7 @@
 // engine's own pool for the rest when it has a moment (contract 2: refit in flight). weights_load (model.h) is the same in one call.
 //
 // A piece is a chunk of the hash, 1 MiB of the file, with the parts (parts.h) that begin in it. Its bytes come from memory once: one
-// part after the other is packed (and, an embedding's, copied), past the caches, then hashed out of the cache while the next part's
+// part after the other is packed (and, an embedding's, copied), past the caches where the class can, then hashed out of the cache while the next part's
 // bytes are on their way.
 //
 // Invariants

@@ -6,7 +6,7 @@
 //   train     saved activations of one packed micro-batch and the gradient of everything
 //
 // Activations are f32 in memory, but for what products read: with weights of BF16 or FP8 that is rounded to bf16 by whoever writes
-// it (kernels.h, struct rows). With BF16 keys and values are stored as bf16, with FP8 (whose weights cost enough precision) and
+// it, the head's product excepted (kernels.h, struct rows). With BF16 keys and values are stored as bf16, with FP8 (whose weights cost enough precision) and
 // F32 as f32, unless the caller chooses another format (enum kv_choice): the same one for engine and trainer, or their bits
 // differ. One thread owns a weights/kv/train object; the device's pool works inside calls.
 #ifndef MODEL_MODEL_H

@@ -1,9 +1,9 @@
 // y = x W' on tiles (amx.h has the order). Products with f32 weights are avx512's.
 //
 // Any thread of the pool runs a range of (chunk of rows, panel of outputs) pairs: it rounds the chunk's x to bf16 in its scratch, whole
-// tiles of it, or takes rows of bf16 where they lie if they are whole tiles, and walks its panels. Tiles 0 … 3 accumulate, 4 and 5 hold x, 6 and 7 weights: 32 rows x 32 outputs at a time, or
-// 16 rows x 64 outputs where the chunk has no more rows. FP8 weights are widened 128 x 32 at a time into scratch, where all rows of the
-// chunk find them.
+// tiles of it, or takes rows of bf16 where they lie if they are whole tiles, and walks its panels. Tiles 0 … 3 accumulate, 4 and 5
+// hold x, 6 and 7 weights: 32 rows x 32 outputs at a time, or 16 rows x 64 outputs where the chunk has no more rows. FP8 weights are
+// widened 128 x 32 at a time into scratch, where all rows of the chunk find them.
 #include <assert.h>
 
 #include "kernels/amx/amx.h"

@@ -236,12 +236,13 @@ static void gemm_operand(const struct gemm *g, int64_t m0, int64_t m, int64_t k0
 {
     int64_t k = k1 - k0, pairs = ceil_div(k, 2);
     for (int64_t r = 0; r < m; r++) {
-        const float *x = (const void *)gemm_x(g, m0 + r, k0);
+        const void *from = gemm_x(g, m0 + r, k0);
         float *row = to + r * pairs;
         if (g->x.dtype == DT_BF16) {
-            pairs_copy((const void *)gemm_x(g, m0 + r, k0), k, row);
+            pairs_copy(from, k, row);
             continue;
         }
+        const float *x = from;
         int64_t i = 0;
         for (; i + 32 <= k; i += 32) // the higher half comes first
             _mm512_storeu_si512(row + i / 2, (__m512i)_mm512_cvtne2ps_pbh(v_load(x + i + 16), v_load(x + i)));

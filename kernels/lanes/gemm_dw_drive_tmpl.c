@@ -55,7 +55,7 @@ static void dw_pack_x(void *ctx, int64_t begin, int64_t end, int thread)
                 g->k1 - g->k0, TILE_WIDTH, g->steps * TILE_WIDTH, g->packed + DW_STEPS(row) * TILE_WIDTH);
 }
 
-// dw's lines lie apart: they are asked for when the tile begins, into the second-level cache (see gemm_begin).
+// dw's lines lie apart: they are asked for when the tile begins, into the second-level cache (see gemm_ask).
 static void dw_expect(const struct gemm_dw *g, int64_t n, int64_t rows, int64_t k)
 {
     for (int64_t r = 0; r < rows; r++)

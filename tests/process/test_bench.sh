@@ -111,6 +111,9 @@ bench 1 decode-b1 --json --runs 3 --isa auto,avx2
 jq -s -e 'map([.complete, .runs, .peer_runs, .ours, .error]) == [[false, 1, 3, 100, "bench_decode ended with code 4 without an answer"], [true, 3, 3, 110, null]]' \
   "$tmp/bench.out" >/dev/null || fail "$(cat "$tmp/bench.out")"
 told 'decode-b1 on auto: bench_decode ended with code 4'
+bench 1 decode-b1 --json --runs 3 --isa auto,avx2 --isa-runs 1 # the peer's rounds end with it: no complete row for the other class either
+jq -s -e 'map([.complete, .runs, .peer_runs, .ours, .error]) == [[false, 1, 1, 100, "bench_decode ended with code 4 without an answer"],
+  [false, 1, 1, 10, "llama.py ran in 1 of 3 rounds"]]' "$tmp/bench.out" >/dev/null || fail "$(cat "$tmp/bench.out")"
 
 say "several rows and classes in one table; a program that runs another class than asked"
 program bench_decode "$ready" '{"value":100}'
@@ -279,6 +282,7 @@ bench 2 gemm --runs 0
 bench 2 gemm --all
 bench 2 gemm --deadline soon
 bench 2 gemm --isa-runs 0
+bench 2 gemm --isa avx2 --isa-runs 1
 bench 0 --list
 [ "$(grep -c -E '^[a-z]' "$tmp/bench.out")" -ge 10 ] || fail "--list: $(cat "$tmp/bench.out")"
 

@@ -20,6 +20,7 @@
 #include "base/file.h"
 #include "model/folder.h"
 #include "model/loading.h"
+#include "model/parts.h"
 
 static struct error err;
 static char dir[64], path[128];
@@ -465,6 +466,71 @@ static void test_header_changes(void **state)
     device_close(d);
 }
 
+// The header as our writer writes it is known by its bytes, whatever the version; with any byte of it changed it is not.
+static void test_header_known(void **state)
+{
+    (void)state;
+    static const int64_t versions[] = {0, 41, INT64_MAX};
+    struct fixture f;
+    struct device *d = device("auto", 2);
+    fixture_open(&f, true);
+    for (int t = DT_F32; t <= DT_FP8; t++) {
+        struct weights *w;
+        assert_int_equal(weights_open(d, &f.c, &f.l, (enum dtype)t, false, &w, &err), STATUS_OK);
+        for (int v = 0; v < 3; v++) {
+            char hash[HASH_HEX], *file;
+            int64_t bytes;
+            size_t n, header;
+            assert_int_equal(weights_file_write(path, d, &f.l, f.master, (enum dtype)t, versions[v], false,
+                                                hash, &bytes, &err),
+                             STATUS_OK);
+            assert_int_equal(file_read(path, (size_t)bytes, &file, &n, &err), STATUS_OK);
+            assert_true(parts_begin_file(parts_of(w), file, n, &header));
+            assert_true(header > 8 && header % 64 == 0 && file[header - 1] != '\0');
+            assert_false(parts_begin_file(parts_of(w), file, n - 1, &header));
+            for (size_t i = 0; i < header; i++) {
+                if (file[i] >= '0' && file[i] <= '9') // of the version, perhaps
+                    continue;
+                file[i] ^= 1;
+                if (parts_begin_file(parts_of(w), file, n, &header))
+                    fail_msg("byte %zu of the header may be another", i);
+                file[i] ^= 1;
+            }
+            free(file);
+        }
+        weights_close(w);
+    }
+    fixture_close(&f);
+    device_close(d);
+}
+
+// Paths longer than what messages have room for.
+static void test_long_path(void **state)
+{
+    (void)state;
+    char folder[1024], file[1100], hash[HASH_HEX];
+    int64_t bytes;
+    struct fixture f;
+    struct weights *w;
+    struct device *d = device("auto", 1);
+    size_t at = (size_t)snprintf(folder, sizeof folder, "%s", dir);
+    for (int i = 0; i < 3; i++) {
+        memset(folder + at, 'a', 201);
+        folder[at] = '/';
+        folder[at += 201] = '\0';
+    }
+    snprintf(file, sizeof file, "%s/weights", folder);
+    assert_int_equal(file_mkdirs(folder, 0700, &err), STATUS_OK);
+    fixture_open(&f, true);
+    assert_int_equal(weights_file_write(file, d, &f.l, f.master, DT_BF16, 1, false, hash, &bytes, &err),
+                     STATUS_OK);
+    assert_int_equal(weights_open(d, &f.c, &f.l, DT_BF16, false, &w, &err), STATUS_OK);
+    assert_int_equal(weights_load(w, file, hash, &err), STATUS_OK);
+    weights_close(w);
+    fixture_close(&f);
+    device_close(d);
+}
+
 // Who comes while a file is being written again, or after its name went to another, is told so.
 static void test_reader_comes_late(void **state)
 {
@@ -591,6 +657,7 @@ int main(void)
         cmocka_unit_test(test_threads),           cmocka_unit_test(test_every_byte_counts),
         cmocka_unit_test(test_rewrite),           cmocka_unit_test(test_pages_go_round),
         cmocka_unit_test(test_reader_comes_late), cmocka_unit_test(test_before),
-        cmocka_unit_test(test_header_changes)};
+        cmocka_unit_test(test_header_changes),    cmocka_unit_test(test_header_known),
+        cmocka_unit_test(test_long_path)};
     return cmocka_run_group_tests(tests, setup, teardown);
 }
