@@ -1,8 +1,6 @@
 // Hashes: see hash.h.
-#define XXH_INLINE_ALL // states of the header's size are for the header's functions only
 #include "base/hash.h"
 
-#include <assert.h>
 #include <openssl/evp.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -78,54 +76,33 @@ void weights_hash_done(struct weights_hash *h)
     *h = (struct weights_hash){0};
 }
 
-// NULL: what the library has.
 static const struct hash_wide *wide(void)
 {
 #if defined(__x86_64__)
     if (__builtin_cpu_supports("avx2"))
         return &hash_avx2;
 #endif
-    return NULL;
-}
-
-static void canonical(XXH128_hash_t x, uint8_t ret[HASH_DIGEST])
-{
-    XXH128_canonical_t c;
-    XXH128_canonicalFromHash(&c, x);
-    memcpy(ret, c.digest, HASH_DIGEST);
+    return &hash_base;
 }
 
 void weights_hash_chunk(const void *p, size_t n, uint8_t ret[HASH_DIGEST])
 {
-    if (wide())
-        wide()->chunk(p, n, ret);
-    else
-        canonical(XXH3_128bits(p, n), ret);
+    wide()->chunk(p, n, ret);
 }
 
 void weights_hash_part_begin(struct weights_hash_part *h)
 {
-    static_assert(sizeof(XXH3_state_t) <= sizeof h->state, "room for the library's state");
-    if (wide())
-        wide()->begin(h);
-    else
-        XXH3_128bits_reset((XXH3_state_t *)(void *)h->state);
+    wide()->begin(h);
 }
 
 void weights_hash_part_add(struct weights_hash_part *h, const void *p, size_t n)
 {
-    if (wide())
-        wide()->add(h, p, n);
-    else
-        XXH3_128bits_update((XXH3_state_t *)(void *)h->state, p, n);
+    wide()->add(h, p, n);
 }
 
 void weights_hash_part_end(const struct weights_hash_part *h, uint8_t ret[HASH_DIGEST])
 {
-    if (wide())
-        wide()->end(h, ret);
-    else
-        canonical(XXH3_128bits_digest((const XXH3_state_t *)(const void *)h->state), ret);
+    wide()->end(h, ret);
 }
 
 void weights_hash_digests(const uint8_t (*digests)[HASH_DIGEST], size_t n, char ret_hex[HASH_HEX])

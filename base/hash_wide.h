@@ -12,6 +12,7 @@ struct hash_wide {
     void (*add)(struct weights_hash_part *h, const void *p, size_t n);
     void (*end)(const struct weights_hash_part *h, uint8_t ret[HASH_DIGEST]);
 };
+extern const struct hash_wide hash_base;
 extern const struct hash_wide hash_avx2; // x86-64 only
 
 #endif

@@ -147,11 +147,10 @@ struct kernels {
     // kept [T, 2F] = bf16(gu) for the gradient, on the way, or NULL.
     void (*swiglu)(struct device *d, int64_t t, int64_t f, const float *gu, enum dtype y_dtype, void *y,
                    uint16_t *kept);
-    // With o = 1 / (1 + exp(-g)): dg = (dy u) (o (1 + g (1 - o))), du = dy (g o).  gu [T, 2F] dtype F32 | BF16;
-    // dgu [T, 2F] and y [T, F] out, of dtype `out` F32 | BF16: y is silu(g) * u once more, or NULL. dgu may be gu of the same dtype, y
-    // may be dy if F32.
+    // With o = 1 / (1 + exp(-g)): dg = (dy u) (o (1 + g (1 - o))), du = dy (g o).  gu [T, 2F];
+    // out dgu [T, 2F] and y [T, F], silu(g) * u once more, or NULL. All three are F32 or BF16; dgu may be gu, y may be dy if F32.
     void (*swiglu_grad)(struct device *d, int64_t t, int64_t f, enum dtype dtype, const void *gu,
-                        const float *dy, enum dtype out, void *dgu, void *y);
+                        const float *dy, void *dgu, void *y);
     // y += x, n elements
     void (*add)(struct device *d, int64_t n, const float *x, float *y);
     // x = bf16(x) in place

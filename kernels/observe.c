@@ -41,7 +41,7 @@ static void add_output(struct op_call *c, enum dtype t, const void *p, int64_t r
     size_t element = dtype_bytes(t);
     if (p && rows > 0)
         c->outputs[c->n_outputs++] =
-            (struct op_output){t, p, rows, (size_t)width * element, (size_t)stride * element};
+            (struct op_output){p, rows, (size_t)width * element, (size_t)stride * element};
 }
 
 // Row r of an array of t.
@@ -164,15 +164,14 @@ static void obs_swiglu(struct device *d, int64_t t, int64_t f, const float *gu, 
 }
 
 static void obs_swiglu_grad(struct device *d, int64_t t, int64_t f, enum dtype dtype, const void *gu,
-                            const float *dy, enum dtype out, void *dgu, void *y)
+                            const float *dy, void *dgu, void *y)
 {
     CALL(swiglu_grad, .dtype = dtype, .m = t, .n = f);
     c.flops = 10 * (double)t * (double)f;
-    c.bytes = (F32 + (y ? 3 : 2) * (double)dtype_bytes(out) + 2 * (double)dtype_bytes(dtype)) * (double)t *
-              (double)f;
-    add_output(&c, out, dgu, t, 2 * f, 2 * f);
-    add_output(&c, out, y, t, f, f);
-    WATCH(swiglu_grad, t, f, dtype, gu, dy, out, dgu, y);
+    c.bytes = (F32 + (y ? 5 : 4) * (double)dtype_bytes(dtype)) * (double)t * (double)f;
+    add_output(&c, dtype, dgu, t, 2 * f, 2 * f);
+    add_output(&c, dtype, y, t, f, f);
+    WATCH(swiglu_grad, t, f, dtype, gu, dy, dgu, y);
 }
 
 static void obs_add(struct device *d, int64_t n, const float *x, float *y)

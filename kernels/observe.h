@@ -10,9 +10,8 @@
 #define OP_INDEX(field) ((int32_t)(offsetof(struct kernels, field) / sizeof(void (*)(void))))
 #define OP_COUNT        ((int32_t)(sizeof(struct kernels) / sizeof(void (*)(void))))
 
-// Rows of an array that an op writes, of elements of dtype (DT_U8: bytes); row r starts at p + r * stride_bytes.
+// Rows of an array that an op writes; row r starts at p + r * stride_bytes.
 struct op_output {
-    enum dtype dtype;
     const void *p;
     int64_t rows;
     size_t row_bytes, stride_bytes;

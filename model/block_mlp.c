@@ -160,7 +160,7 @@ static void mlp_backward(const struct block_run *r, const void *weights, float *
         void *part = (char *)gu + t * 2 * F * size;
         struct rows dy_part = rows_from(dy, t * dy.ld);
         linear_grad_x(r->d, &w->down, m, dy_part, false, b.dh, F);
-        k->swiglu_grad(r->d, m, F, rows, part, b.dh, rows, part, (char *)b.h + t * F * size);
+        k->swiglu_grad(r->d, m, F, rows, part, b.dh, part, (char *)b.h + t * F * size);
     }
     linear_grad_w(r->d, &w->down, r->dtype, T, dy, rows_of(rows, b.h, F), grads);
     k->rmsnorm(r->d, T, C, s.x, C, w->norm, r->c->rms_eps, rows, b.n, C, NULL);

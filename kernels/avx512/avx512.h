@@ -25,7 +25,7 @@ void avx512_rope(struct device *d, int64_t t, int64_t heads, int64_t head_dim, f
 void avx512_swiglu(struct device *d, int64_t t, int64_t f, const float *gu, enum dtype y_dtype, void *y,
                    uint16_t *kept);
 void avx512_swiglu_grad(struct device *d, int64_t t, int64_t f, enum dtype dtype, const void *gu,
-                        const float *dy, enum dtype out, void *dgu, void *y);
+                        const float *dy, void *dgu, void *y);
 void avx512_add(struct device *d, int64_t n, const float *x, float *y);
 void avx512_round_bf16(struct device *d, int64_t n, float *x);
 void avx512_kv_write(struct device *d, const struct attn_cache *c, int n_seqs, const struct attn_seq *seqs,

@@ -20,7 +20,7 @@ void avx512bf16_gemm_dw(struct device *d, enum dtype dtype, int64_t m, int64_t n
 void avx512bf16_swiglu(struct device *d, int64_t t, int64_t f, const float *gu, enum dtype y_dtype, void *y,
                        uint16_t *kept);
 void avx512bf16_swiglu_grad(struct device *d, int64_t t, int64_t f, enum dtype dtype, const void *gu,
-                            const float *dy, enum dtype out, void *dgu, void *y);
+                            const float *dy, void *dgu, void *y);
 
 // Packed BF16 and FP8: [ceil(n / PANEL)][ceil(k / 2)][PANEL pairs]. A pair-row of bf16 is PANEL * 2 halves in column order. A
 // pair-row of FP8 is 64 codes in the order that byte unpacking turns into two vectors of 16 columns: code j (0 or 1) of column c

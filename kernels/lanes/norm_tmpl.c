@@ -48,17 +48,7 @@ ALWAYS void norm_range(const enum dtype t, const struct norm *a, int64_t begin, 
     }
 }
 
-static void norm_f32(void *ctx, int64_t begin, int64_t end, int thread)
-{
-    (void)thread;
-    norm_range(DT_F32, ctx, begin, end);
-}
-
-static void norm_bf16(void *ctx, int64_t begin, int64_t end, int thread)
-{
-    (void)thread;
-    norm_range(DT_BF16, ctx, begin, end);
-}
+ROWS_RANGE(norm)
 
 void LANES(rmsnorm)(struct device *d, int64_t t, int64_t c, const float *x, int64_t ldx, const float *w,
                     float eps, enum dtype y_dtype, void *y, int64_t ldy, float *rstd)
@@ -66,7 +56,7 @@ void LANES(rmsnorm)(struct device *d, int64_t t, int64_t c, const float *x, int6
     assert(y_dtype == DT_F32 || y_dtype == DT_BF16);
     struct norm a = {
         .t = t, .c = c, .x = x, .ldx = ldx, .w = w, .eps = eps, .y = y, .ldy = ldy, .rstd = rstd};
-    split_run(d, t, 1, 0.15 * (double)c + 10, y_dtype == DT_F32 ? norm_f32 : norm_bf16, &a);
+    split_run(d, t, 1, 0.15 * (double)c + 10, ROWS_PICK(norm, y_dtype), &a);
 }
 
 static void grad_rows(void *ctx, int64_t begin, int64_t end, int thread)

@@ -34,70 +34,47 @@ ALWAYS void swiglu_range(const enum dtype t, const struct swiglu *a, int64_t beg
     }
 }
 
-static void swiglu_f32(void *ctx, int64_t begin, int64_t end, int thread)
-{
-    (void)thread;
-    swiglu_range(DT_F32, ctx, begin, end);
-}
-
-static void swiglu_bf16(void *ctx, int64_t begin, int64_t end, int thread)
-{
-    (void)thread;
-    swiglu_range(DT_BF16, ctx, begin, end);
-}
+ROWS_RANGE(swiglu)
 
 void LANES(swiglu)(struct device *d, int64_t t, int64_t f, const float *gu, enum dtype y_dtype, void *y,
                    uint16_t *kept)
 {
     assert(y_dtype == DT_F32 || y_dtype == DT_BF16);
     struct swiglu a = {.f = f, .gu = gu, .y = y, .kept = kept};
-    split_run(d, t, 1, 0.5 * (double)f, y_dtype == DT_F32 ? swiglu_f32 : swiglu_bf16, &a);
+    split_run(d, t, 1, 0.5 * (double)f, ROWS_PICK(swiglu, y_dtype), &a);
 }
 
-// t: of gu; out: of dgu and y.
-ALWAYS void swiglu_grad_some(const enum dtype t, const enum dtype out, const struct swiglu *a, int64_t row,
-                             int64_t i, int64_t n)
+// t: of gu, dgu and y.
+ALWAYS void swiglu_grad_some(const enum dtype t, const struct swiglu *a, int64_t row, int64_t i, int64_t n)
 {
     const int64_t at = row * 2 * a->f + i;
     v16 one = v_set(1.0f), g = rows_load(t, a->gu, at, n), u = rows_load(t, a->gu, at + a->f, n),
         dy = rows_load(DT_F32, a->dy, row * a->f + i, n), below = v_add(one, v_exp(v_neg(g)));
     v16 sigmoid = v_div(one, below);
     v16 dg = v_mul(v_mul(dy, u), v_mul(sigmoid, v_fma(g, v_sub(one, sigmoid), one)));
-    rows_store(out, a->out, at, dg, n);
-    rows_store(out, a->out, at + a->f, v_mul(dy, v_mul(g, sigmoid)), n);
+    rows_store(t, a->out, at, dg, n);
+    rows_store(t, a->out, at + a->f, v_mul(dy, v_mul(g, sigmoid)), n);
     if (a->y)
-        rows_store(out, a->y, row * a->f + i, v_mul(v_div(g, below), u), n);
+        rows_store(t, a->y, row * a->f + i, v_mul(v_div(g, below), u), n);
 }
 
-ALWAYS void swiglu_grad_range(const enum dtype t, const enum dtype out, const struct swiglu *a, int64_t begin,
-                              int64_t end)
+ALWAYS void swiglu_grad_range(const enum dtype t, const struct swiglu *a, int64_t begin, int64_t end)
 {
     const int64_t whole = a->f / 16 * 16;
     for (int64_t row = begin; row < end; row++) {
         for (int64_t i = 0; i < whole; i += 16)
-            swiglu_grad_some(t, out, a, row, i, 16);
+            swiglu_grad_some(t, a, row, i, 16);
         if (whole < a->f)
-            swiglu_grad_some(t, out, a, row, whole, a->f - whole);
+            swiglu_grad_some(t, a, row, whole, a->f - whole);
     }
 }
 
-#define SWIGLU_GRAD(name, t, out)                                                                            \
-    static void swiglu_grad_##name(void *ctx, int64_t begin, int64_t end, int thread)                        \
-    {                                                                                                        \
-        (void)thread;                                                                                        \
-        swiglu_grad_range(t, out, ctx, begin, end);                                                          \
-    }
-SWIGLU_GRAD(f32_f32, DT_F32, DT_F32)
-SWIGLU_GRAD(f32_bf16, DT_F32, DT_BF16)
-SWIGLU_GRAD(bf16_f32, DT_BF16, DT_F32)
-SWIGLU_GRAD(bf16_bf16, DT_BF16, DT_BF16)
+ROWS_RANGE(swiglu_grad)
 
 void LANES(swiglu_grad)(struct device *d, int64_t t, int64_t f, enum dtype dtype, const void *gu,
-                        const float *dy, enum dtype out, void *dgu, void *y)
+                        const float *dy, void *dgu, void *y)
 {
-    static split_fn *const run[2][2] = {{swiglu_grad_f32_f32, swiglu_grad_f32_bf16},
-                                        {swiglu_grad_bf16_f32, swiglu_grad_bf16_bf16}};
-    assert((dtype == DT_F32 || dtype == DT_BF16) && (out == DT_F32 || out == DT_BF16));
+    assert(dtype == DT_F32 || dtype == DT_BF16);
     struct swiglu a = {.f = f, .gu = gu, .dy = dy, .out = dgu, .y = y};
-    split_run(d, t, 1, 0.8 * (double)f, run[dtype == DT_BF16][out == DT_BF16], &a);
+    split_run(d, t, 1, 0.8 * (double)f, ROWS_PICK(swiglu_grad, dtype), &a);
 }

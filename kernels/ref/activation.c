@@ -41,19 +41,19 @@ void ref_swiglu(struct device *d, int64_t t, int64_t f, const float *gu, enum dt
 }
 
 void ref_swiglu_grad(struct device *d, int64_t t, int64_t f, enum dtype dtype, const void *gu,
-                     const float *dy, enum dtype out, void *dgu, void *y)
+                     const float *dy, void *dgu, void *y)
 {
     (void)d;
-    assert((dtype == DT_F32 || dtype == DT_BF16) && (out == DT_F32 || out == DT_BF16));
+    assert(dtype == DT_F32 || dtype == DT_BF16);
     for (int64_t row = 0; row < t; row++)
         for (int64_t i = 0; i < f; i++) {
             int64_t at = row * 2 * f + i;
             float g = ref_load(dtype, gu, at), u = ref_load(dtype, gu, at + f), dyi = dy[row * f + i];
             float sigmoid = 1.0f / (1.0f + fmath_exp(-g));
-            ref_store(out, dgu, at, (dyi * u) * (sigmoid * fmaf(g, 1.0f - sigmoid, 1.0f)));
-            ref_store(out, dgu, at + f, dyi * (g * sigmoid));
+            ref_store(dtype, dgu, at, (dyi * u) * (sigmoid * fmaf(g, 1.0f - sigmoid, 1.0f)));
+            ref_store(dtype, dgu, at + f, dyi * (g * sigmoid));
             if (y)
-                ref_store(out, y, row * f + i, silu_times(g, u));
+                ref_store(dtype, y, row * f + i, silu_times(g, u));
         }
 }
 

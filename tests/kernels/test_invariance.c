@@ -464,7 +464,7 @@ static void test_threads(void **state)
                 break;
             case 7: // in place
                 d->k->to_bf16(d, T * C, x, (uint16_t *)a[o]);
-                d->k->swiglu_grad(d, T, C / 2, DT_BF16, a[o], dy, DT_BF16, a[o], NULL);
+                d->k->swiglu_grad(d, T, C / 2, DT_BF16, a[o], dy, a[o], NULL);
                 break;
             case 8: // in place
                 memcpy(a[o], x, sizeof a[o]);

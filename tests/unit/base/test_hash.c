@@ -11,6 +11,7 @@
 #include <xxhash.h>
 
 #include "base/hash.h"
+#include "base/hash_wide.h"
 
 static void test_known(void **state)
 {
@@ -93,8 +94,40 @@ static void test_weights(void **state)
     free(p);
 }
 
+// Whichever table a machine takes: the digests are the library's, at once and in parts.
+static void test_tables(void **state)
+{
+    (void)state;
+    static const size_t sizes[] = {0, 1, 240, 241, 1000, 65537};
+    const struct hash_wide *tables[2] = {&hash_base};
+    int n = 1;
+#if defined(__x86_64__)
+    if (__builtin_cpu_supports("avx2"))
+        tables[n++] = &hash_avx2;
+#endif
+    unsigned char p[65537];
+    for (size_t i = 0; i < sizeof p; i++)
+        p[i] = (unsigned char)(i * 2654435761u >> 11);
+    for (size_t s = 0; s < sizeof sizes / sizeof sizes[0]; s++) {
+        XXH128_canonical_t want;
+        XXH128_canonicalFromHash(&want, XXH3_128bits(p, sizes[s]));
+        for (int t = 0; t < n; t++) {
+            uint8_t whole[HASH_DIGEST], parts[HASH_DIGEST];
+            struct weights_hash_part h;
+            tables[t]->chunk(p, sizes[s], whole);
+            tables[t]->begin(&h);
+            for (size_t at = 0; at < sizes[s]; at += 777)
+                tables[t]->add(&h, p + at, sizes[s] - at < 777 ? sizes[s] - at : 777);
+            tables[t]->end(&h, parts);
+            assert_memory_equal(whole, want.digest, HASH_DIGEST);
+            assert_memory_equal(parts, want.digest, HASH_DIGEST);
+        }
+    }
+}
+
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_known), cmocka_unit_test(test_weights)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_known), cmocka_unit_test(test_weights),
+                                       cmocka_unit_test(test_tables)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
