@@ -1,5 +1,5 @@
 // The configuration of a run: one YAML file, later files and dotted overrides win from left to right
-// (protocols.md §5). This struct and the table in runconfig.c (path, type, range, default, doc) are the only
+// (docs/configuration.md). This struct and the table in runconfig.c (path, type, range, default, doc) are the only
 // places where a key is named; docs/configuration.md and `ooze run --dry-run` are printed from the table.
 //
 // Every process of a run reads RUN/config.yaml, the resolved configuration that `ooze run` wrote.
@@ -74,7 +74,7 @@ struct run_stage {
     int64_t aggregation;            // enum run_aggregation
     int64_t denominator;            // enum run_denominator
     int64_t old_logprob;            // enum run_old_logprob
-    double eps_low, eps_high, beta; // algorithms.md §1
+    double eps_low, eps_high, beta; // "Losses" of algorithms.md
     double entropy_coef;
     int64_t updates_per_batch;
     struct run_optimizer optimizer;

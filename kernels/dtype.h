@@ -29,7 +29,7 @@ static inline uint16_t f32_to_bf16(float f)
         return (uint16_t)(u >> 16 | 0x40); // quiet NaN
     return (uint16_t)((u + 0x7fffu + (u >> 16 & 1)) >> 16);
 }
-// E4M3FN: no infinity, S.1111.111 = NaN, largest 448. f32 → fp8 saturates at ±448 (algorithms.md §6).
+// E4M3FN: no infinity, S.1111.111 = NaN, largest 448. f32 → fp8 saturates at ±448 ("FP8" of algorithms.md).
 float fp8_to_f32(uint8_t q);
 uint8_t f32_to_fp8(float f);
 float f16_to_f32(uint16_t h);

@@ -1,5 +1,5 @@
 // exp, log, sine and cosine as fixed sequences of IEEE operations: see fmath.h. The vector twin of fmath_exp
-// (lanes/lanes.h) takes the same steps. The double-precision functions are written without fma, so that the
+// (avx2/lanes.h, avx512/lanes.h) takes the same steps. The double-precision functions are written without fma, so that the
 // compiler has nothing to choose.
 #include "kernels/fmath.h"
 

@@ -50,7 +50,7 @@ struct param {
     int64_t offset;     // into the flat vector; multiples of 16
     enum param_kind kind;
     int32_t layer; // -1 outside the layers
-    bool fp8;      // converted in FP8 folders (algorithms.md §6)
+    bool fp8;      // converted in FP8 folders ("FP8" of algorithms.md)
     bool vector;   // stored with one dimension
 };
 struct layout {

@@ -135,7 +135,7 @@ static void ask_canary(struct episode *ep, enum drop_reason reason, const char *
 }
 
 // True when the transport gave a reply worth reading; else the failure has been dealt with.
-// A 5xx that says itself what kind of failure it is (protocols.md §1) is an answer like any other.
+// A 5xx that says itself what kind of failure it is ("Task services" of protocols.md) is an answer like any other.
 static bool names_kind(const struct http_result *r)
 {
     json_t *j;

@@ -1,4 +1,4 @@
-// What an episode says to its service and what becomes of the answers (protocols.md §1). Internal to the two episode files.
+// What an episode says to its service and what becomes of the answers ("Task services" of protocols.md). Internal to the two episode files.
 #ifndef ORCHESTRATOR_EPISODE_HTTP_H
 #define ORCHESTRATOR_EPISODE_HTTP_H
 

@@ -7,7 +7,8 @@
 //   1. running + ready + consumed <= admission_bound (contract 2), consumed = steps prepared in this stage * groups_per_step. All
 //      three are functions of the ledger, so a restart restores them.
 //   2. Members are numbered; attempts of a member follow one another, one at a time.
-//   3. Advantages come from the distinct members with a policy outcome, those later dropped as stale included (algorithms.md §1).
+//   3. Advantages come from the distinct members with a policy outcome, those later dropped as stale included
+//      ("Advantages and filters" of algorithms.md).
 #ifndef ORCHESTRATOR_GROUP_H
 #define ORCHESTRATOR_GROUP_H
 

@@ -1,4 +1,4 @@
-// Figures of the run: one line a step in RUN/metrics.jsonl (names of protocols.md §4), the same names for TensorBoard and Prometheus,
+// Figures of the run: one line a step in RUN/metrics.jsonl (names: "Files" of protocols.md), the same names for TensorBoard and Prometheus,
 // short series for `ooze status`.
 #ifndef ORCHESTRATOR_METRICS_H
 #define ORCHESTRATOR_METRICS_H

@@ -1,4 +1,4 @@
-// The token array of one trajectory: token in, token out (algorithms.md §3). What the engine sampled stays as it was sampled; what
+// The token array of one trajectory ("Token in, token out" of algorithms.md). What the engine sampled stays as it was sampled; what
 // the task says is rendered behind it with mask 0.
 //
 // Invariants, checked on every turn; training is refused (drop reason tito) on violation

@@ -1,4 +1,4 @@
-// Trajectories that grow too old (algorithms.md §2): dropping them, or holding a step for them (contract 2, on_stale).
+// Trajectories that grow too old ("Staleness" of algorithms.md): dropping them, or holding a step for them (contract 2, on_stale).
 #ifndef ORCHESTRATOR_STALE_H
 #define ORCHESTRATOR_STALE_H
 

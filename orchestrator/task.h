@@ -1,4 +1,4 @@
-// The registry of task services (protocols.md §1): where they are, what they say of themselves, how many episodes they may have.
+// The registry of task services ("Task services" of protocols.md): where they are, what they say of themselves, how many episodes they may have.
 //
 //   TASK_WAIT ── port file there ─► TASK_PROBE ── GET /task ok ─► TASK_UP ◄─► TASK_DOWN (GET /health until it answers)
 //   any ── task_remove, ttl over, nonsense from a runtime task ─► TASK_REMOVED

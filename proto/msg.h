@@ -1,4 +1,4 @@
-// The messages between our processes as plain C structs (protocols.md §6); proto/ooze.proto is their envelope
+// The messages between our processes as plain C structs ("Between our own processes" of protocols.md); proto/ooze.proto is their envelope
 // on the wire, proto/codec.c turns one into the other and checks every bound. No room but proto sees
 // protobuf-c.
 //
@@ -185,7 +185,7 @@ struct msg_member {
     uint32_t segment;
     uint64_t group; // group key (SFT: row)
     int32_t n_tokens;
-    int32_t multiplicity; // >= 1; padding of a group (algorithms.md §2)
+    int32_t multiplicity; // >= 1; padding of a group ("Advantages and filters" of algorithms.md)
     float advantage;      // SFT: 1
     int32_t task;         // index for metrics, -1 = none
 };

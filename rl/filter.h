@@ -1,4 +1,4 @@
-// Which groups carry no signal, and how a group that lost members is made whole (algorithms.md §1, §2). Pure functions.
+// Which groups carry no signal, and how a group that lost members is made whole ("Advantages and filters" of algorithms.md). Pure functions.
 #ifndef RL_FILTER_H
 #define RL_FILTER_H
 

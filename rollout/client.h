@@ -1,4 +1,4 @@
-// The orchestrator's side of the engine: the ZeroMQ job stream (protocols.md §6).
+// The orchestrator's side of the engine: the ZeroMQ job stream ("Between our own processes" of protocols.md).
 //
 //   connecting ── HELLO every second ──► WELCOME ──► serving ── silence, or a newer orchestrator epoch ──► connecting
 //

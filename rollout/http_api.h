@@ -1,4 +1,4 @@
-// The engine's native HTTP API, token ids only, after SGLang's (protocols.md §3).
+// The engine's native HTTP API, token ids only, after SGLang's ("The engine's HTTP API" of protocols.md).
 //
 //   POST /generate                    GET /health  GET /get_weight_version  GET /metrics
 //   POST /pause_generation  POST /continue_generation  POST /abort_request  POST /flush_cache  POST /update_weights_from_disk

@@ -2,7 +2,7 @@
 // plain text.
 //
 // Families built in, recognised from the model folder: ChatML (SmolLM2, Qwen 2), Llama 3, Qwen 2.5, Qwen 3,
-// GLM (algorithms.md §4) and our own "tiny" for byte tokenizers. Which one is read from
+// GLM and our own "tiny" for byte tokenizers. Which one is read from
 // tokenizer_config.json's chat_template or chat_template.jinja; a template that is none of these is
 // STATUS_UNSUPPORTED with an error that names the file. A folder with an ooze-bytes tokenizer is tiny.
 //
@@ -83,8 +83,8 @@ enum status chat_render_tail(const struct chat *c, const json_t *messages, size_
                              const struct chat_options *o, int32_t last_id, bool generate, struct tokens *out,
                              struct error *err) OOZE_MUST_USE;
 // True when appending messages[n_held, …) makes the template change what is already held (thinking of earlier
-// rounds is cleared by a new user turn): the session must FORK instead of taking a tail (algorithms.md §3,
-// §4).
+// rounds is cleared by a new user turn): the session must FORK instead of taking a tail
+// ("Token in, token out" of algorithms.md).
 bool chat_tail_rewrites(const struct chat *c, const json_t *messages, size_t n_held,
                         const struct chat_options *o);
 

@@ -1,5 +1,5 @@
 // chat_family: the templates. Each function writes what the family's standard Jinja template writes, marker by marker; the oracle is
-// transformers' apply_chat_template (tests/golden/text_chat.py has the templates, GLM's format is algorithms.md §4).
+// transformers' apply_chat_template (tests/golden/text_chat.py has the templates).
 //
 // Runs on the caller's thread; the state is struct render.
 #include <stdlib.h>

@@ -1,4 +1,4 @@
-// Aggregation: the weight that each token's loss term has in the step's loss (algorithms.md §1). Separate from the losses, and
+// Aggregation: the weight that each token's loss term has in the step's loss ("Aggregation" of algorithms.md). Separate from the losses, and
 // always over the global batch of one update, never over a micro-batch: the same batch split in any way gives the same gradient.
 //
 //   n_i    tokens of member i that count: those with mask 1, or with `denominator: kept_tokens` those the loss also kept

@@ -2,7 +2,7 @@
 // log-probability. Every loss is a pure function of per-token arrays; how terms are averaged is aggregate.h's business, how a
 // derivative with respect to a log-probability becomes a gradient of the weights is the model's.
 //
-// Notation (algorithms.md §1)
+// Notation ("Notation" of algorithms.md)
 //   lp       log pi_theta(y_t), the trainer now
 //   lp_old   the trainer's own log-probability before the first update of this batch (the array lp itself when r == 1)
 //   lp_roll  what the rollout engine recorded when it sampled the token

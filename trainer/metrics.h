@@ -1,5 +1,5 @@
 // Metrics of one step: sums over its trained tokens (token-weighted, multiplicities not counted), turned into named numbers
-// once. Names are those of protocols.md §4; per-task ones end in /TASK.
+// once. Names are those of "Files" of protocols.md; per-task ones end in /TASK.
 //
 //   entropy                    mean of -sum_v p log p at the sampling temperature, in nats
 //   ratio_mean                 mean of the loss's importance ratio

@@ -1,5 +1,6 @@
 // The trainer's side of the conversation with the orchestrator, without sockets or threads: WELCOME, PREPARE, COMMIT_ACK,
-// CHECKPOINT, CHECK and TRACE go in, STEP_DONE, CHECKPOINT, CHECK_DONE and TRACE_DONE come out (flow in protocols.md §6, contract 1 of architecture.md).
+// CHECKPOINT, CHECK and TRACE go in, STEP_DONE, CHECKPOINT, CHECK_DONE and TRACE_DONE come out (flow:
+// "Between our own processes" of protocols.md, contract 1 of architecture.md).
 //
 //   WELCOME ──► session_welcome ── restore if needed ─┬─ checkpoint is the newest step: publish ──► STEP_DONE(step - 1)
 //                                                     └─ later steps were recorded: wait for their PREPARE(replay)

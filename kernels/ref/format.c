@@ -1,4 +1,4 @@
-// Conversions between number formats; FP8 by blocks of 128 x 128 (algorithms.md section 6).
+// Conversions between number formats; FP8 by blocks of 128 x 128 ("FP8" of algorithms.md).
 #include <math.h>
 #include <string.h>
 

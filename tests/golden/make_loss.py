@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Golden file of the losses: algorithms.md §1 restated in float64 torch, gradients by autograd with the stop-gradients that the
+"""Golden file of the losses: "Losses" of algorithms.md restated in float64 torch, gradients by autograd with the stop-gradients that the
 papers state. Writes tests/golden/loss.bin, read by tests/oracle/test_loss.c. Run from the repository's root:
 
     python3 tests/golden/make_loss.py

@@ -1,7 +1,7 @@
 """Conversations and their token ids by transformers' apply_chat_template, for make_text.py.
 
 The templates are the standard ones of the families: SmolLM2-Instruct (ChatML with a default system message), Llama 3 Instruct,
-Qwen 2.5 Instruct and Qwen 3; that of GLM-5 states algorithms.md §4 in Jinja.
+Qwen 2.5 Instruct and Qwen 3; GLM's is our statement of its format in Jinja.
 """
 import json
 
