@@ -13,6 +13,7 @@
 #include <string.h>
 
 #include "base/file.h"
+#include "base/utf8.h"
 
 #define JSON_MAX_DEPTH 64
 
@@ -76,6 +77,10 @@ enum status json_parse_file(const char *path, size_t max_bytes, json_t **ret, st
 
 char *json_text(const json_t *j)
 {
+    if (!j) { // what json_pack returns for a text that is no UTF-8
+        fprintf(stderr, "json_text: there is no document: a text that went into it is not UTF-8\n");
+        abort();
+    }
     char *text = json_dumps(j, JSON_COMPACT | JSON_ENCODE_ANY | JSON_REAL_PRECISION(17));
     if (!text) { // a cycle cannot be built through our parsers, so this is memory
         fprintf(stderr, "json_text: out of memory\n");
@@ -362,38 +367,6 @@ void json_put_f32_array(struct buf *b, const float *v, size_t n)
 
 // ---- strings ----
 
-// Length of the well-formed UTF-8 sequence at s (RFC 3629: no overlong forms, no surrogates, nothing over
-// U+10FFFF), 0 if there is none.
-static size_t json_utf8_len(const unsigned char *s, size_t n)
-{
-    unsigned char c = s[0], low = 0x80, high = 0xBF;
-    size_t len;
-    if (c < 0x80) {
-        return 1;
-    } else if (c >= 0xC2 && c <= 0xDF) {
-        len = 2;
-    } else if ((c & 0xF0) == 0xE0) {
-        len = 3;
-        low = c == 0xE0 ? 0xA0 : low;
-        high = c == 0xED ? 0x9F : high;
-    } else if (c >= 0xF0 && c <= 0xF4) {
-        len = 4;
-        low = c == 0xF0 ? 0x90 : low;
-        high = c == 0xF4 ? 0x8F : high;
-    } else {
-        return 0;
-    }
-    if (n < len || s[1] < low || s[1] > high) {
-        return 0;
-    }
-    for (size_t i = 2; i < len; i++) {
-        if ((s[i] & 0xC0) != 0x80) {
-            return 0;
-        }
-    }
-    return len;
-}
-
 static void json_put_escape(struct buf *b, unsigned char c)
 {
     static const char two[] = "\"\"\\\\\bb\ff\nn\rr\tt"; // pairs: character, letter after the backslash
@@ -409,12 +382,12 @@ static void json_put_escape(struct buf *b, unsigned char c)
 
 void json_put_string(struct buf *b, const char *s, size_t n)
 {
-    const unsigned char *u = (const unsigned char *)s;
     buf_putc(b, '"');
     size_t plain = 0; // start of the run that goes out unchanged
     for (size_t i = 0; i < n;) {
-        size_t len = json_utf8_len(u + i, n - i);
-        if (len && u[i] >= 0x20 && u[i] != '"' && u[i] != '\\') {
+        uint32_t cp;
+        size_t len = utf8_decode(s + i, n - i, &cp);
+        if (len && cp >= 0x20 && cp != '"' && cp != '\\') {
             i += len;
             continue;
         }
@@ -422,11 +395,14 @@ void json_put_string(struct buf *b, const char *s, size_t n)
             buf_append(b, s + plain, i - plain);
         }
         if (len) {
-            json_put_escape(b, u[i]);
+            json_put_escape(b, (unsigned char)cp);
+            i += len;
         } else {
+            bool incomplete;
             buf_puts(b, "\xEF\xBF\xBD");
+            i += utf8_bad_length(s + i, n - i, &incomplete);
         }
-        plain = ++i;
+        plain = i;
     }
     if (n > plain) {
         buf_append(b, s + plain, n - plain);

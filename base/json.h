@@ -18,7 +18,8 @@ enum status json_parse(const char *data, size_t n, const char *what, json_t **re
 enum status json_parse_file(const char *path, size_t max_bytes, json_t **ret,
                             struct error *err) OOZE_MUST_USE;
 
-// Compact, sorted by insertion, reals with 17 significant digits; free() the result, never NULL.
+// Compact, sorted by insertion, reals with 17 significant digits; free() the result, never NULL. j is a document: json_pack returns
+// NULL for texts that are not UTF-8, which is for its caller to see to (struct error's text always is, see utf8_mend for others).
 char *json_text(const json_t *j);
 
 // Typed members of an object. A missing member yields the default when `required` is false; a member of the
@@ -38,7 +39,7 @@ enum status json_parse_i32_array(const char *data, size_t n, size_t max_n, int32
                                  size_t *ret_consumed, struct error *err) OOZE_MUST_USE;
 void json_put_i32_array(struct buf *b, const int32_t *v, size_t n);
 void json_put_f32_array(struct buf *b, const float *v, size_t n); // shortest text that reads back exactly
-// Appends s as a JSON string with quotes; invalid UTF-8 bytes become U+FFFD.
+// Appends s as a JSON string with quotes; what is not UTF-8 becomes U+FFFD as utf8_repair would have it.
 void json_put_string(struct buf *b, const char *s, size_t n);
 
 #endif

@@ -5,6 +5,8 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "base/utf8.h"
+
 const char *status_name(enum status s)
 {
     switch (s) {
@@ -37,6 +39,7 @@ enum status error_set(struct error *e, enum status s, const char *fmt, ...)
         e->status = s;
         vsnprintf(e->text, sizeof e->text, fmt, ap);
         va_end(ap);
+        utf8_mend(e->text);
     }
     return s;
 }
@@ -55,6 +58,7 @@ enum status error_errno(struct error *e, int errnum, const char *fmt, ...)
         va_end(ap);
         size_t n = strlen(e->text);
         snprintf(e->text + n, sizeof e->text - n, ": %s", strerror(errnum));
+        utf8_mend(e->text);
     }
     return s;
 }
@@ -71,5 +75,6 @@ enum status error_prefix(struct error *e, const char *fmt, ...)
     va_end(ap);
     size_t n = strlen(e->text);
     snprintf(e->text + n, sizeof e->text - n, ": %s", old);
+    utf8_mend(e->text);
     return e->status;
 }

@@ -3,11 +3,10 @@
 //
 // Invariants
 //   1. A function that can fail returns enum status and is OOZE_MUST_USE; outputs named ret_* are written
-//   only on
-//      STATUS_OK.
+//      only on STATUS_OK.
 //   2. The one who first sees the failure fills struct error (what, where, what to do); callers may prefix
-//   it; only
-//      a process room logs it, once.
+//      it; only a process room logs it, once.
+//   3. The text is valid UTF-8 whatever was put into it and wherever it was cut: it goes into JSON and messages.
 #ifndef BASE_STATUS_H
 #define BASE_STATUS_H
 

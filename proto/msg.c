@@ -5,6 +5,7 @@
 #include <math.h>
 #include <string.h>
 
+#include "base/utf8.h"
 #include "proto/msg_check.h"
 #include "proto/ooze.pb-c.h"
 #include "proto/parity.h"
@@ -112,35 +113,12 @@ void check_expect(struct check *c, bool ok, const char *what)
     error_set(c->err, c->on_fail, "%s: %s", c->message, what);
 }
 
-// Length of the UTF-8 sequence at s, 0 if it is none (RFC 3629: no surrogates, no overlong forms).
-static int utf8_length(const unsigned char *s)
-{
-    if (s[0] < 0x80)
-        return 1;
-    if (s[0] < 0xc2 || s[0] > 0xf4)
-        return 0;
-    int n = s[0] < 0xe0 ? 2 : s[0] < 0xf0 ? 3 : 4;
-    for (int i = 1; i < n; i++)
-        if ((s[i] & 0xc0) != 0x80)
-            return 0;
-    bool overlong = (s[0] == 0xe0 && s[1] < 0xa0) || (s[0] == 0xf0 && s[1] < 0x90);
-    bool outside = (s[0] == 0xed && s[1] > 0x9f) || (s[0] == 0xf4 && s[1] > 0x8f);
-    return overlong || outside ? 0 : n;
-}
-
 void check_text(struct check *c, const char *s, size_t most, const char *what)
 {
     if (!s || c->failed) // a sender may leave a text out: it arrives as ""
         return;
-    const unsigned char *p = (const unsigned char *)s;
-    while (*p) {
-        int n = utf8_length(p);
-        if (n == 0 || (size_t)(p - (const unsigned char *)s) + (size_t)n > most) {
-            check_expect(c, false, what);
-            return;
-        }
-        p += n;
-    }
+    size_t n = strnlen(s, most + 1);
+    check_expect(c, n <= most && utf8_valid_prefix(s, n) == n, what);
 }
 
 static bool is_logprob(float v)

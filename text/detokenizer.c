@@ -3,8 +3,8 @@
 // Invariant: held is a proper prefix of a well-formed UTF-8 sequence, hence at most three bytes.
 #include <string.h>
 
+#include "base/utf8.h"
 #include "text/tokenizer.h"
-#include "text/utf8.h"
 
 void detokenizer_init(struct detokenizer *d, const struct tokenizer *t, bool skip_markers)
 {

@@ -13,8 +13,8 @@
 #include <string.h>
 
 #include "base/mem.h"
+#include "base/utf8.h"
 #include "text/unicode.h"
-#include "text/utf8.h"
 
 #define MATCH_LIMIT 20000000 // steps of one match; beyond it the pattern is pathological
 

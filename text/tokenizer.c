@@ -11,9 +11,9 @@
 
 #include "base/file.h"
 #include "base/mem.h"
+#include "base/utf8.h"
 #include "text/tokenizer_impl.h"
 #include "text/unicode.h"
-#include "text/utf8.h"
 
 #define FILE_MAX_BYTES   ((size_t)256 << 20)
 #define CONFIG_MAX_BYTES ((size_t)16 << 20)

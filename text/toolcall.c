@@ -10,7 +10,7 @@
 #include <string.h>
 
 #include "base/mem.h"
-#include "text/utf8.h"
+#include "base/utf8.h"
 
 struct markers {
     const char *open, *close;
@@ -72,8 +72,7 @@ static void __attribute__((format(printf, 2, 3))) complain(struct toolcall_parse
     va_start(ap, fmt);
     vsnprintf(p->reason, sizeof p->reason, fmt, ap);
     va_end(ap);
-    // The cut may have split a character; the reason goes into JSON.
-    p->reason[utf8_valid_prefix(p->reason, strlen(p->reason))] = '\0';
+    utf8_mend(p->reason); // the cut may have split a character; the reason goes into JSON
 }
 
 // The function object of a tool, whether wrapped as {type, function} or bare; NULL when there is none of that

@@ -5,9 +5,9 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/utf8.h"
 #include "tests/fuzz/fuzz.h"
 #include "text/tokenizer.h"
-#include "text/utf8.h"
 
 // All 256 bytes have a token; Split with the pattern of Qwen 2, as real ones have it.
 static struct tokenizer *fixed_bpe(void)

@@ -3,11 +3,14 @@
 #include <locale.h>
 #include <math.h>
 #include <setjmp.h>
+#include <signal.h>
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/wait.h>
+#include <unistd.h>
 // cmocka wants the four above first
 #include <cmocka.h>
 
@@ -253,10 +256,35 @@ static void test_put_string(void **state)
     check_string("\xc3\xa9\xf0\x9f\x98\x80", 6, "\"\xc3\xa9\xf0\x9f\x98\x80\"");
     check_string("\xff", 1, "\"\xEF\xBF\xBD\"");
     check_string("x\xc3", 2, "\"x\xEF\xBF\xBD\"");                               // cut short
+    check_string("\xe2\x82z", 3, "\"\xEF\xBF\xBDz\"");                           // as utf8_repair
     check_string("\xc0\xaf", 2, "\"\xEF\xBF\xBD\xEF\xBF\xBD\"");                 // overlong
     check_string("\xed\xa0\x80", 3, "\"\xEF\xBF\xBD\xEF\xBF\xBD\xEF\xBF\xBD\""); // surrogate
     check_string("\xf4\x90\x80\x80", 4,
                  "\"\xEF\xBF\xBD\xEF\xBF\xBD\xEF\xBF\xBD\xEF\xBF\xBD\""); // over U+10FFFF
+}
+
+// No document is a mistake of whoever made it, and is not blamed on memory.
+static void test_text_of_nothing(void **state)
+{
+    (void)state;
+    int pipes[2], status;
+    char said[200] = "";
+    assert_int_equal(pipe(pipes), 0);
+    fflush(NULL);
+    pid_t pid = fork();
+    assert_true(pid >= 0);
+    if (pid == 0) {
+        signal(SIGABRT, SIG_DFL);
+        dup2(pipes[1], 2);
+        free(json_text(json_pack("{s:s}", "error", "caf\xC3")));
+        _exit(0);
+    }
+    close(pipes[1]);
+    assert_true(read(pipes[0], said, sizeof said - 1) > 0);
+    close(pipes[0]);
+    assert_int_equal(waitpid(pid, &status, 0), pid);
+    assert_true(WIFSIGNALED(status) && WTERMSIG(status) == SIGABRT);
+    assert_non_null(strstr(said, "UTF-8"));
 }
 
 int main(void)
@@ -266,7 +294,7 @@ int main(void)
         cmocka_unit_test(test_text),          cmocka_unit_test(test_members),
         cmocka_unit_test(test_i32_array),     cmocka_unit_test(test_i32_round_trip),
         cmocka_unit_test(test_f32_array),     cmocka_unit_test(test_f32_locale),
-        cmocka_unit_test(test_put_string),
+        cmocka_unit_test(test_put_string),    cmocka_unit_test(test_text_of_nothing),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

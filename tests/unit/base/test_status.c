@@ -11,6 +11,7 @@
 #include <errno.h>
 
 #include "base/status.h"
+#include "base/utf8.h"
 
 static void test_names(void **state)
 {
@@ -65,9 +66,39 @@ static void test_truncation(void **state)
     assert_string_equal(g.guard, "guard");
 }
 
+// Cut by a precision, or by the end of the text, in the middle of a character: what stands there can go into a document.
+static void test_utf8(void **state)
+{
+    (void)state;
+    struct error e;
+    char big[3000];
+    error_set(&e, STATUS_INVALID, "no query \"%.4s\"; there are others", "abc\xC3\xA9");
+    assert_string_equal(e.text, "no query \"abc?\"; there are others");
+    error_set(&e, STATUS_INVALID, "no query %.5s", "ab\xE2\x82\xAC and more");
+    assert_string_equal(e.text, "no query ab\xE2\x82\xAC");
+    error_prefix(&e, "%.1s", "\xC3\xA9");
+    assert_string_equal(e.text, "?: no query ab\xE2\x82\xAC");
+    error_errno(&e, ENOENT, "opening %.2s", "x\xFF");
+    assert_memory_equal(e.text, "opening x?: ", 12);
+    for (size_t shift = 0; shift < 3; shift++) {
+        for (size_t i = 0; i < sizeof big - 1; i++)
+            big[i] = i < shift ? 'x' : "\xE2\x82\xAC"[(i - shift) % 3];
+        big[sizeof big - 1] = 0;
+        error_set(&e, STATUS_INVALID, "%s", big);
+        size_t n = strlen(e.text);
+        assert_true(n >= sizeof e.text - 3 && utf8_valid_prefix(e.text, n) == n);
+        error_prefix(&e, "%s", "yz");
+        n = strlen(e.text);
+        assert_true(n >= sizeof e.text - 3 && utf8_valid_prefix(e.text, n) == n);
+        error_errno(&e, EIO, "%s", big);
+        n = strlen(e.text);
+        assert_true(n >= sizeof e.text - 3 && utf8_valid_prefix(e.text, n) == n);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {cmocka_unit_test(test_names), cmocka_unit_test(test_texts),
-                                       cmocka_unit_test(test_truncation)};
+                                       cmocka_unit_test(test_truncation), cmocka_unit_test(test_utf8)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

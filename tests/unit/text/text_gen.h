@@ -7,7 +7,7 @@
 #include <string.h>
 
 #include "base/buf.h"
-#include "text/utf8.h"
+#include "base/utf8.h"
 
 struct text_gen {
     uint32_t *seeds[64]; // code points

@@ -1,6 +1,6 @@
 // utf8: validation, decoding and lossy repair, after the Unicode standard's table 3-7. Pure functions, any
 // thread.
-#include "text/utf8.h"
+#include "base/utf8.h"
 
 #include <string.h>
 
@@ -116,6 +116,27 @@ size_t utf8_bad_length(const char *s, size_t n, bool *ret_incomplete)
     size_t have = match_length(s, n, &want);
     *ret_incomplete = want > 0 && have == n && have < want;
     return have ? have : 1;
+}
+
+void utf8_mend(char *s)
+{
+    char *to = s;
+    for (size_t n = strlen(s); n > 0;) {
+        size_t good = utf8_valid_prefix(s, n);
+        memmove(to, s, good);
+        to += good;
+        s += good;
+        n -= good;
+        if (n == 0)
+            break;
+        bool incomplete;
+        size_t bad = utf8_bad_length(s, n, &incomplete);
+        if (!incomplete)
+            *to++ = '?';
+        s += bad;
+        n -= bad;
+    }
+    *to = '\0';
 }
 
 void utf8_repair(struct buf *b, const char *s, size_t n)

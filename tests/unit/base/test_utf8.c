@@ -3,11 +3,12 @@
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <stdio.h>
 #include <string.h>
 
 #include <cmocka.h>
 
-#include "text/utf8.h"
+#include "base/utf8.h"
 
 static void test_every_scalar_value(void **state)
 {
@@ -72,12 +73,34 @@ static void test_repair(void **state)
     expect_repair("a\xE2\x82", 3, "a" R);
 }
 
+static void expect_mend(const char *s, const char *want)
+{
+    char text[40];
+    snprintf(text, sizeof text, "%s", s);
+    utf8_mend(text);
+    assert_string_equal(text, want);
+}
+
+// What is there stays, what was cut off at the end goes, the rest of what is no UTF-8 becomes '?'.
+static void test_mend(void **state)
+{
+    (void)state;
+    expect_mend("", "");
+    expect_mend("caf\xC3\xA9 \xF0\x9F\x98\x80", "caf\xC3\xA9 \xF0\x9F\x98\x80");
+    expect_mend("caf\xC3", "caf");
+    expect_mend("\xF0\x9F\x98", "");
+    expect_mend("\"caf\xC3\" and \xE2\x82\" more", "\"caf?\" and ?\" more");
+    expect_mend("\xFF\xC0\xAFz\x80", "???z?");
+    expect_mend("a\xFF\xE2\x82", "a?");
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_every_scalar_value),
         cmocka_unit_test(test_ill_formed),
         cmocka_unit_test(test_repair),
+        cmocka_unit_test(test_mend),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

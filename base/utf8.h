@@ -1,6 +1,6 @@
 // UTF-8 by the Unicode standard's table 3-7: no overlong forms, no surrogates, nothing above U+10FFFF.
-#ifndef TEXT_UTF8_H
-#define TEXT_UTF8_H
+#ifndef BASE_UTF8_H
+#define BASE_UTF8_H
 
 #include <stdbool.h>
 #include <stddef.h>
@@ -25,5 +25,9 @@ size_t utf8_bad_length(const char *s, size_t n, bool *ret_incomplete);
 // Appends s to b with each maximal ill-formed subpart replaced by U+FFFD: what Python's errors="replace"
 // does.
 void utf8_repair(struct buf *b, const char *s, size_t n);
+
+// For texts of a fixed size, which %.40s or their own end may have cut inside a character: makes s valid where it stands. A character
+// cut off at the end goes, each other ill-formed subpart becomes one '?'; so s never grows.
+void utf8_mend(char *s);
 
 #endif
