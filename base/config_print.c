@@ -1,10 +1,10 @@
 // Schema tables, the writing half: struct → YAML, and the reference of all keys → Markdown. See config.h.
 // Pure functions, any thread.
 #include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 
 #include "base/config.h"
+#include "base/real.h"
 
 static void put_string(struct buf *out, const char *s)
 {
@@ -25,11 +25,7 @@ static void put_string(struct buf *out, const char *s)
 static void put_real(struct buf *out, double v)
 {
     char text[40];
-    for (int digits = 1; digits <= 17; digits++) {
-        snprintf(text, sizeof(text), "%.*g", digits, v);
-        if (strtod(text, NULL) == v)
-            break;
-    }
+    snprintf(text, sizeof(text), "%.*g", real_digits(v), v);
     for (char *p = text; *p; p++) // a decimal comma of the process's locale
         if (*p == ',')
             *p = '.';

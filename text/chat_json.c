@@ -1,9 +1,9 @@
 // chat_json: JSON text as the templates' tojson filter writes it: json.dumps(…, ensure_ascii=False), that is ", " and ": ",
 // members in the order they came, floats by repr. Prompts were trained with exactly these bytes. Pure functions.
-#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/real.h"
 #include "text/chat_impl.h"
 
 static void put_string(struct buf *b, const char *s, size_t n)
@@ -29,12 +29,8 @@ static void put_string(struct buf *b, const char *s, size_t n)
 static void put_real(struct buf *b, double x)
 {
     char text[40];
-    int digits = 1;
-    for (; digits <= 17; digits++) {
-        snprintf(text, sizeof text, "%.*e", digits - 1, x);
-        if (strtod(text, NULL) == x)
-            break;
-    }
+    int digits = real_digits(x);
+    snprintf(text, sizeof text, "%.*e", digits - 1, x);
     char *e = strchr(text, 'e');
     int exponent = atoi(e + 1);
     if (exponent < -4 || exponent >= 16) {
