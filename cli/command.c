@@ -131,7 +131,7 @@ enum status run_checkpoint(const char *run_dir, const char *wanted, char *ret, u
     }
     if ((rc = ledger_open_readonly(run_dir, &l, err)))
         return rc;
-    rc = ledger_state_read(l, 0, &s, err);
+    rc = ledger_state_read(l, &s, err);
     ledger_close(l);
     if (rc)
         return rc;

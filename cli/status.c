@@ -44,7 +44,7 @@ static enum status status_from_ledger(const char *run_dir, json_t **ret, struct 
     enum status rc = ledger_open_readonly(run_dir, &l, err);
     if (rc)
         return rc;
-    if ((rc = ledger_state_read(l, 0, &s, err)) || (rc = ledger_counts_read(l, &c, err)) ||
+    if ((rc = ledger_state_read(l, &s, err)) || (rc = ledger_counts_read(l, &c, err)) ||
         (rc = ledger_rewards(l, 2000, &rewards, err)) || (rc = ledger_parity_totals_read(l, &parity, err)))
         goto out;
     bool known = !ledger_meta_get(l, "state", &state, &none);

@@ -85,7 +85,7 @@ static int64_t committed_steps(struct supervisor *s)
     struct error none;
     if (ledger_open_readonly(s->run_dir, &l, &none))
         return 0; // not created yet
-    if (ledger_state_read(l, 0, &state, &none))
+    if (ledger_state_read(l, &state, &none))
         state.committed_steps = 0;
     ledger_close(l);
     return state.committed_steps;

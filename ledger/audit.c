@@ -93,9 +93,6 @@ static const struct rule {
     {"weights", "SELECT -1, 0, s.step, 'its weights version has another hash' FROM step s LEFT JOIN weights "
                 "w ON w.version = s.step + 1"
                 " WHERE s.outcome IS NOT NULL AND (w.hash IS NULL OR w.hash <> s.hash)"},
-    {"rejected", "SELECT -1, 0, s.step, 'rejected, but the weights changed' FROM step s JOIN step p ON "
-                 "p.step = s.step - 1"
-                 " WHERE s.outcome = 2 AND s.reason = '' AND s.hash <> p.hash"},
     {"checkpoint", "SELECT -1, 0, step, 'checkpoint of a step that is not committed' FROM checkpoint c WHERE "
                    "step > 0 AND NOT EXISTS"
                    " (SELECT 1 FROM step s WHERE s.step = c.step - 1 AND s.outcome IS NOT NULL)"},

@@ -321,14 +321,12 @@ struct ledger_state {
     int64_t next_group, next_trajectory, next_step; // next unused
     int64_t committed_steps;                        // steps with an outcome
     bool has_prepared;                              // step committed_steps is prepared and not committed
-    int64_t accepted_groups; // groups of the current stage with a unit ready, leased or trained
-    int64_t version;         // newest weights row, -1 = none
+    int64_t version;                                // newest weights row, -1 = none
     char version_path[1024], version_hash[HASH_HEX];
     bool has_checkpoint;
     struct ledger_checkpoint checkpoint; // newest recorded and not pruned
 };
-enum status ledger_state_read(struct ledger *l, int32_t stage, struct ledger_state *ret,
-                              struct error *err) OOZE_MUST_USE;
+enum status ledger_state_read(struct ledger *l, struct ledger_state *ret, struct error *err) OOZE_MUST_USE;
 
 // A stored step with everything PREPARE needs; arrays in `arena`.
 struct ledger_sequence { // one member with its tokens

@@ -12,7 +12,7 @@ static void copy_text(char *dst, size_t n, sqlite3_stmt *st, int col)
     snprintf(dst, n, "%s", s ? (const char *)s : "");
 }
 
-enum status ledger_state_read(struct ledger *l, int32_t stage, struct ledger_state *ret, struct error *err)
+enum status ledger_state_read(struct ledger *l, struct ledger_state *ret, struct error *err)
 {
     struct ledger_state s = {.version = -1};
     sqlite3_stmt *st;
@@ -27,10 +27,6 @@ enum status ledger_state_read(struct ledger *l, int32_t stage, struct ledger_sta
         (rc = db_int(l, err, 0, &n, "SELECT COUNT(*) FROM step WHERE outcome IS NULL", "")))
         return rc;
     s.has_prepared = n > 0;
-    if ((rc = db_int(l, err, 0, &s.accepted_groups,
-                     "SELECT COUNT(DISTINCT grp) FROM unit WHERE stage=?1 AND state IN (3,4,5)", "i",
-                     (int64_t)stage)))
-        return rc;
     if ((rc = db_prepare(l, "SELECT version, path, hash FROM weights ORDER BY version DESC LIMIT 1", &st,
                          err)) ||
         (rc = db_step(l, st, &row, err)))

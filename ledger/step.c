@@ -5,13 +5,14 @@
 
 #include "ledger/db.h"
 
+// Steps are prepared in order, one at a time: only the newest can be open. (No scan: rows carry their metrics.)
 static enum status next_step(struct ledger *l, int64_t *ret, bool *ret_open, struct error *err)
 {
     int64_t open, n;
     enum status rc = db_int(l, err, 0, &n, "SELECT MAX(step) + 1 FROM step", "");
     if (rc)
         return rc;
-    rc = db_int(l, err, 0, &open, "SELECT COUNT(*) FROM step WHERE outcome IS NULL", "");
+    rc = db_int(l, err, 0, &open, "SELECT COUNT(*) FROM step WHERE step=?1 AND outcome IS NULL", "i", n - 1);
     *ret = n;
     *ret_open = open > 0;
     return rc;

@@ -24,7 +24,7 @@ static void check_state(const char *want, int64_t at_most)
     struct ledger_state s;
     char *state;
     assert_int_equal(ledger_open_readonly(dir, &l, &err), STATUS_OK);
-    assert_int_equal(ledger_state_read(l, 1, &s, &err), STATUS_OK);
+    assert_int_equal(ledger_state_read(l, &s, &err), STATUS_OK);
     assert_int_equal(ledger_meta_get(l, "state", &state, &err), STATUS_OK);
     assert_string_equal(state, want);
     assert_true(s.committed_steps <= at_most);

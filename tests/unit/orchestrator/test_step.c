@@ -52,7 +52,7 @@ static void check_refused(int64_t n, const char *figures, const char *stage)
     json_t *audit;
     const int64_t max_lag[] = {0, MAX_LAG};
     assert_int_equal(ledger_open_readonly(dir, &l, &err), STATUS_OK);
-    assert_int_equal(ledger_state_read(l, 1, &s, &err), STATUS_OK);
+    assert_int_equal(ledger_state_read(l, &s, &err), STATUS_OK);
     assert_int_equal(s.committed_steps, n);
     assert_int_equal(s.next_step, n);
     assert_false(s.has_prepared);
