@@ -275,11 +275,14 @@ static const struct config_field run_fields[] = {
     INT(orchestrator.silence_ms, 20, DAY_MS, "10000",
         "Silence after which a process is out of the routes, in milliseconds; more than `ping_interval_ms`."),
     INT(orchestrator.lease_ms, 1000, DAY_MS, "600000",
-        "A prepared step not answered for so long is given to a new incarnation of the trainer, in "
-        "milliseconds."),
+        "A trainer that does not answer for so long is ended and started again, and the prepared step goes "
+        "to its successor, in milliseconds."),
     INT(orchestrator.max_inflight_http, 1, 100000, "1024", "Calls to task services at once."),
     INT(orchestrator.group_commit_ms, 0, 10000, "5",
         "Writes of so many milliseconds share one durable commit."),
+    INT(orchestrator.max_rejected, 0, 100000, "10",
+        "Rejected steps in a row (no finite loss, nothing to train) that are borne; one more ends the run, "
+        "naming the first cause."),
     INT(orchestrator.max_restarts, 0, 1000, "5",
         "Restarts of one process without a committed step in between, before the run ends naming the first "
         "cause."),

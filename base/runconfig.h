@@ -165,6 +165,7 @@ struct run_config {
         int64_t lease_ms; // a prepared step not answered within: the trainer's epoch is fenced
         int64_t max_inflight_http;
         int64_t group_commit_ms; // durable group commit interval
+        int64_t max_rejected;    // steps in a row that could not be applied
         int64_t max_restarts;    // crash loop: restarts of one process without a committed step in between
         int64_t drain_ms;        // Ctrl-C once: how long running work may finish
     } orchestrator;

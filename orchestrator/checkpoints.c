@@ -1,7 +1,8 @@
 // Checkpoints: recording what the trainer wrote and choosing what may be removed. Runs on the loop's thread.
 //
 // Kept: the newest trainer.keep_last, every stage's last one (the next stage starts from it), and with trainer.keep_best the one with
-// the best evaluation. The list is a meta entry of the ledger beside its rows, so that a restart knows what lies on the disk.
+// the best evaluation. The list is a meta entry of the ledger beside its rows, so that a restart knows what lies on the disk; so is the
+// list of those that may be removed, whose folders the trainer removes: they are named to it until they are gone.
 #include "orchestrator/checkpoints.h"
 
 #include <assert.h>
@@ -16,6 +17,7 @@
 #include "orchestrator/orch.h"
 
 #define META_LIST    "checkpoints"
+#define META_PRUNED  "checkpoints_pruned"
 #define META_WEIGHTS "published_weights"
 
 static enum status list_read(struct orch *o, const char *text, struct error *err)
@@ -58,6 +60,48 @@ static enum status list_write(struct orch *o, struct error *err)
     }
     char *text = json_text(list);
     enum status rc = ledger_meta_set(o->ledger, META_LIST, text, err);
+    free(text);
+    json_decref(list);
+    return rc;
+}
+
+static bool is_kept(const struct trainer_link *t, const char *path)
+{
+    for (int i = 0; i < t->n_checkpoints; i++)
+        if (strcmp(t->checkpoints[i].path, path) == 0)
+            return true; // a replay wrote it again
+    return false;
+}
+
+static void pruned_read(struct orch *o)
+{
+    struct trainer_link *t = &o->trainer;
+    char *text = NULL;
+    struct error none;
+    json_t *list = NULL, *path;
+    size_t i;
+    if (ledger_meta_get(o->ledger, META_PRUNED, &text, &none))
+        return;
+    if (json_parse(text, strlen(text), "meta entry " META_PRUNED, &list, &none) == STATUS_OK)
+        json_array_foreach(list, i, path) if (t->n_pruned < TRAINER_PRUNED && json_is_string(path))
+            snprintf(t->pruned[t->n_pruned++], sizeof t->pruned[0], "%s", json_string_value(path));
+    json_decref(list);
+    free(text);
+}
+
+static enum status pruned_write(struct orch *o, struct error *err)
+{
+    struct trainer_link *t = &o->trainer;
+    int n = 0;
+    json_t *list = json_array();
+    for (int i = 0; i < t->n_pruned; i++)
+        if (file_exists(t->pruned[i]) && !is_kept(t, t->pruned[i])) {
+            memmove(t->pruned[n], t->pruned[i], sizeof t->pruned[0]);
+            json_array_append_new(list, json_string(t->pruned[n++]));
+        }
+    t->n_pruned = n;
+    char *text = json_text(list);
+    enum status rc = ledger_meta_set(o->ledger, META_PRUNED, text, err);
     free(text);
     json_decref(list);
     return rc;
@@ -106,10 +150,11 @@ enum status checkpoints_open(struct orch *o, struct error *err)
         if (rc)
             return rc;
     }
+    pruned_read(o);
     weights_read(o);
     // The ledger's row is what counts for recovery; its files must be there.
     struct ledger_state s;
-    enum status rc = ledger_state_read(o->ledger, 0, &s, err);
+    enum status rc = ledger_state_read(o->ledger, &s, err);
     if (rc)
         return rc;
     if (s.has_checkpoint) {
@@ -142,26 +187,29 @@ static bool is_best(const struct trainer_link *t, int k)
     return true;
 }
 
-// Takes those that may go out of the list and records them as pruned; paths [n] are copied to ret.
-static int prune(struct orch *o, char (*ret)[1024], int max, struct error *err)
+// Takes those that may go out of the list and records them as pruned. No more than the list of the pruned has room for: the rest next time.
+static enum status prune(struct orch *o, struct error *err)
 {
     struct trainer_link *t = &o->trainer;
-    int n = 0, last = (int)(o->cfg->trainer.keep_last > 0 ? o->cfg->trainer.keep_last : 1);
+    int last = (int)(o->cfg->trainer.keep_last > 0 ? o->cfg->trainer.keep_last : 1);
     bool full = t->n_checkpoints >= TRAINER_CHECKPOINTS - 1;
-    for (int i = 0; i + last < t->n_checkpoints && n < max;) {
+    for (int i = 0; i + last < t->n_checkpoints && (full || t->n_pruned < TRAINER_PRUNED);) {
         bool keep = t->checkpoints[i].stage_end || (o->cfg->trainer.keep_best && is_best(t, i));
         if (keep && !full) {
             i++;
             continue;
         }
-        if (ledger_checkpoint_pruned(o->ledger, t->checkpoints[i].step, err))
-            return -1;
-        memcpy(ret[n++], t->checkpoints[i].path, sizeof ret[0]);
+        enum status rc = ledger_checkpoint_pruned(o->ledger, t->checkpoints[i].step, err);
+        if (rc)
+            return rc;
+        if (t->n_pruned == TRAINER_PRUNED) // nothing of them goes away: the oldest is left where it is
+            memmove(t->pruned[0], t->pruned[1], (size_t)--t->n_pruned * sizeof t->pruned[0]);
+        memcpy(t->pruned[t->n_pruned++], t->checkpoints[i].path, sizeof t->pruned[0]);
         memmove(&t->checkpoints[i], &t->checkpoints[i + 1],
                 (size_t)(t->n_checkpoints - i - 1) * sizeof t->checkpoints[0]);
         t->n_checkpoints--;
     }
-    return n;
+    return STATUS_OK;
 }
 
 static enum status add_row(struct orch *o, int k, struct error *err)
@@ -177,8 +225,7 @@ static enum status add_row(struct orch *o, int k, struct error *err)
 void trainer_on_checkpoint(struct orch *o, struct peer *p, const struct msg_checkpoint *m)
 {
     struct trainer_link *t = &o->trainer;
-    char pruned[16][1024];
-    const char *paths[16];
+    const char *paths[TRAINER_PRUNED];
     struct error err;
     if (m->epoch != t->epoch || t->fenced || m->step > o->committed_steps || m->step < 0 ||
         strlen(m->path) >= 1024 || strlen(m->hash) >= HASH_HEX) {
@@ -201,13 +248,8 @@ void trainer_on_checkpoint(struct orch *o, struct peer *p, const struct msg_chec
     t->checkpoints[k].stage_end = stage_ends_at(o, m->step);
     snprintf(t->checkpoints[k].path, sizeof t->checkpoints[k].path, "%s", m->path);
     snprintf(t->checkpoints[k].hash, sizeof t->checkpoints[k].hash, "%s", m->hash);
-    int n = -1;
-    if (!journal_begin(o, &err) && !add_row(o, k, &err)) {
-        n = prune(o, pruned, 16, &err);
-        if (n >= 0 && list_write(o, &err))
-            n = -1;
-    }
-    if (n < 0) {
+    if (journal_begin(o, &err) || add_row(o, k, &err) || prune(o, &err) || list_write(o, &err) ||
+        pruned_write(o, &err)) {
         orch_fail(o, &err);
         return;
     }
@@ -218,17 +260,18 @@ void trainer_on_checkpoint(struct orch *o, struct peer *p, const struct msg_chec
         snprintf(o->checkpoint.path, sizeof o->checkpoint.path, "%s", m->path);
         snprintf(o->checkpoint.hash, sizeof o->checkpoint.hash, "%s", m->hash);
     }
-    for (int i = 0; i < n; i++)
-        paths[i] = pruned[i];
+    for (int i = 0; i < t->n_pruned; i++)
+        paths[i] = t->pruned[i];
     struct msg ack = {.type = MSG_CHECKPOINT,
                       .checkpoint = {.epoch = m->epoch,
                                      .step = m->step,
                                      .path = m->path,
                                      .hash = m->hash,
-                                     .n_prune = n,
+                                     .n_prune = t->n_pruned,
                                      .prune = paths}};
     peers_send(o, p, &ack); // lost: the trainer says it again after its next WELCOME
-    log_event(LOG_INFO, "checkpoint", "step=%lld path=%s pruned=%d", (long long)m->step, m->path, n);
+    log_event(LOG_INFO, "checkpoint", "step=%lld path=%s pruned=%d", (long long)m->step, m->path,
+              t->n_pruned);
     orch_kick(o);
 }
 

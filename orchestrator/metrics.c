@@ -4,13 +4,20 @@
 
 #include <ctype.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <inttypes.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
 
+#include "base/mem.h"
+#include "ledger/reader.h"
 #include "orchestrator/orch.h"
 #include "rl/admission.h"
+
+#define TAIL (1 << 18) // bytes of metrics.jsonl looked at when it is opened: a line has some 2,000
 
 static void mean_add(struct metric_mean *m, double v)
 {
@@ -30,10 +37,80 @@ static void series_add(struct metric_series *s, double v)
     s->v[s->n++] = v;
 }
 
+// Cuts off a line that its writer did not live to end, and finds the newest step with a line: -1 = none has, INT64_MAX = none among the
+// last TAIL bytes.
+static enum status tail_mend(const char *path, int64_t *ret_step, struct error *err)
+{
+    char *tail = mem_must(1, TAIL + 1), *end;
+    struct stat st;
+    enum status rc = STATUS_OK;
+    int fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0600);
+    *ret_step = -1;
+    if (fd < 0 || fstat(fd, &st) < 0) {
+        rc = error_errno(err, errno, "opening %s", path);
+        goto out;
+    }
+    const off_t from = st.st_size > TAIL ? st.st_size - TAIL : 0;
+    *ret_step = from > 0 ? INT64_MAX : -1;
+    ssize_t n = pread(fd, tail, TAIL, from);
+    if (n < 0) {
+        rc = error_errno(err, errno, "reading %s", path);
+        goto out;
+    }
+    end = memrchr(tail, '\n', (size_t)n);
+    const off_t whole =
+        end ? from + (end + 1 - tail) : from; // without a single line end it is no file of ours past TAIL
+    if (whole < st.st_size && (end || from == 0) && ftruncate(fd, whole) < 0)
+        rc = error_errno(err, errno, "cutting a half-written line off %s", path);
+    for (char *line = tail; end && line <= end && !rc; line = strchr(line, '\n') + 1) {
+        json_t *j;
+        struct error none;
+        *strchr(line, '\n') = 0;
+        if (json_parse(line, strlen(line), "line", &j, &none) == STATUS_OK) {
+            if (json_is_boolean(json_object_get(j, "applied"))) // of a step, not of an evaluation
+                *ret_step = json_integer_value(json_object_get(j, "step"));
+            json_decref(j);
+        }
+        line[strlen(line)] = '\n';
+    }
+out:
+    if (fd >= 0)
+        close(fd);
+    free(tail);
+    return rc;
+}
+
+static void line_write(struct orch *o, const char *json);
+
+// A step's line is written when the step is durable: who ended in between left the last one out.
+enum status metrics_catch_up(struct orch *o, struct error *err)
+{
+    json_t *rows = NULL, *row;
+    size_t i;
+    const int64_t n = o->committed_steps - 1 - o->metrics.newest_line;
+    if (n <= 0)
+        return STATUS_OK;
+    enum status rc =
+        ledger_step_metrics(o->ledger, n < METRICS_SERIES ? (int32_t)n : METRICS_SERIES, &rows, err);
+    json_array_foreach(rows, i, row)
+    {
+        json_t *metrics = json_object_get(row, "metrics");
+        char *text = json_is_object(metrics) ? json_text(metrics) : NULL;
+        if (text)
+            line_write(o, text);
+        free(text);
+    }
+    json_decref(rows);
+    return rc;
+}
+
 enum status metrics_open(struct orch *o, struct error *err)
 {
     char path[RUNCONFIG_PATH + 32];
     snprintf(path, sizeof path, "%s/metrics.jsonl", o->run_dir);
+    enum status rc = tail_mend(path, &o->metrics.newest_line, err);
+    if (rc)
+        return rc;
     o->metrics.file = fopen(path, "ae");
     if (!o->metrics.file)
         return error_errno(err, errno, "opening %s", path);
@@ -136,6 +213,20 @@ static void put(struct buf *b, const char *name, double v)
         buf_puts(b, ":null");
 }
 
+// The trainer's name of a metric, with the name of the task for its number.
+static const char *metric_name(const struct orch *o, const char *name, char *buf, size_t n)
+{
+    const char *at = strstr(name, "/" MSG_METRIC_TASK);
+    char *end;
+    if (!at)
+        return name;
+    int64_t id = strtoll(at + sizeof MSG_METRIC_TASK, &end, 10);
+    if (*end || id < 0 || id >= o->tasks.n)
+        return name;
+    snprintf(buf, n, "%.*s/%s", (int)(at - name), name, o->tasks.v[id]->cfg.name);
+    return buf;
+}
+
 char *metrics_step_json(struct orch *o, const struct msg_step_done *m)
 {
     struct metrics *x = &o->metrics;
@@ -171,7 +262,7 @@ char *metrics_step_json(struct orch *o, const struct msg_step_done *m)
     put(&b, "time/weight_sync", x->load_ms / 1000);
     put(&b, "lr", o->step.message.lr);
     for (int32_t i = 0; i < m->n_metrics; i++) {
-        put(&b, m->metrics[i].name, m->metrics[i].value);
+        put(&b, metric_name(o, m->metrics[i].name, name, sizeof name), m->metrics[i].value);
         if (strcmp(m->metrics[i].name, "perf/tokens_per_s") == 0)
             x->train_tok_s = m->metrics[i].value;
     }

@@ -33,6 +33,7 @@ struct metric_series {
 
 struct metrics {
     FILE *file;
+    int64_t newest_line; // step of the newest line when the file was opened, -1 = none
     struct tensorboard *tensorboard;
     struct { // of the step being prepared or trained
         struct metric_mean reward[METRICS_TASKS];
@@ -58,6 +59,8 @@ struct metrics {
 };
 
 enum status metrics_open(struct orch *o, struct error *err) OOZE_MUST_USE;
+// When committed_steps is known: the lines of steps that were committed and never written, at most METRICS_SERIES.
+enum status metrics_catch_up(struct orch *o, struct error *err) OOZE_MUST_USE;
 void metrics_close(struct orch *o);
 
 void metrics_on_scored(struct orch *o, const struct task *t, const struct member_result *r);

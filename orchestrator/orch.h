@@ -48,7 +48,7 @@ struct orch {
 
     struct loop *loop;
     struct loop_timer *tick_timer, *kick_timer;
-    bool pumping;
+    bool pumping, files_counted;
     struct loop_signal *on_term, *on_int;
     struct wire *wire;
     struct loop_pump *wire_pump;

@@ -18,6 +18,8 @@
 #include "proto/keys.h"
 
 #define TICK_MS 20
+#define FILES                                                                                                \
+    512 // open at once beside calls and connections of HTTP, which count their own: ledger, figures, peers
 
 #define WIRE_BATCH 256 // messages taken in one turn of the loop
 
@@ -283,7 +285,7 @@ static enum status restore(struct orch *o, struct error *err)
             return error_set(err, STATUS_CORRUPT, "%s/ledger.sqlite belongs to another run than %s/id",
                              o->run_dir, o->run_dir);
     }
-    if ((rc = ledger_state_read(o->ledger, 0, &s, err)))
+    if ((rc = ledger_state_read(o->ledger, &s, err)))
         return rc;
     o->next_group = s.next_group;
     o->next_trajectory = s.next_trajectory;
@@ -395,10 +397,12 @@ enum status orch_open(const struct orch_options *opt, struct orch **ret, struct 
     o->tick_timer = loop_timer_open(o->loop, on_tick, o);
     o->kick_timer = loop_timer_open(o->loop, on_kick, o);
     journal_open(o);
-    if (http.max_in_flight > 0 && loop_need_fds((size_t)http.max_in_flight + 512, err))
+    if (loop_need_fds(FILES, err))
         log_event(LOG_WARN, "few_files", "cause=\"%s\"", err->text);
+    else
+        o->files_counted = true;
     if ((rc = metrics_open(o, err)) || (rc = http_client_open(o->loop, &http, &o->http, err)) ||
-        (rc = restore(o, err)) || (rc = check_open(o, err)))
+        (rc = restore(o, err)) || (rc = metrics_catch_up(o, err)) || (rc = check_open(o, err)))
         goto out;
     if (o->committed_steps == 0 && !o->cfg->eval.only && (rc = sft_check(o, err)))
         goto out;
@@ -426,6 +430,8 @@ void orch_close(struct orch *o)
 {
     if (!o)
         return;
+    if (o->files_counted)
+        loop_release_fds(FILES);
     if (o->loop) {
         loop_signal_close(o->on_term);
         loop_signal_close(o->on_int);

@@ -3,9 +3,11 @@
 
 #include <inttypes.h>
 #include <math.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "base/file.h"
 #include "base/log.h"
@@ -20,6 +22,7 @@ enum status trainer_open(struct orch *o, struct error *err)
     char *text = NULL;
     struct error none;
     t->sent = -1;
+    trainer_lease(o); // one of before our restart, too, is given this long to be heard of
     if (ledger_meta_get(o->ledger, META_INCARNATION, &text, &none) == STATUS_OK) {
         if (sscanf(text, "%" SCNd64 " %" SCNd64 " %" SCNd64, &t->epoch, &t->pid, &t->restarts) != 3)
             t->epoch = 0;
@@ -39,8 +42,28 @@ void trainer_lease(struct orch *o)
     o->trainer.deadline_ms = orch_now(o) + o->cfg->orchestrator.lease_ms;
 }
 
+// A trainer that is not over but says nothing (a wedged thread, a stopped process) holds the device and would keep its successor out:
+// nobody but us can know. `ooze run`, whose child it is as we are, starts the next one and counts. Pids are used again: only a sibling.
+static void end_trainer(struct orch *o, const char *why)
+{
+    const int64_t pid = o->trainer.pid;
+    char path[64];
+    int parent = 0;
+    snprintf(path, sizeof path, "/proc/%" PRId64 "/stat", pid);
+    FILE *f = pid > 1 && pid != getpid() ? fopen(path, "re") : NULL;
+    if (!f)
+        return;
+    const bool sibling = fscanf(f, "%*d (ooze-trainer) %*c %d", &parent) == 1 && parent == getppid();
+    fclose(f);
+    if (!sibling)
+        return;
+    orch_warn(o, "trainer_killed", "pid=%" PRId64 " cause=\"%s\"", pid, why);
+    kill((pid_t)pid, SIGKILL);
+}
+
 void trainer_on_lost(struct orch *o)
 {
+    trainer_lease(o);
     o->trainer.state = LINK_NONE;
     o->trainer.sent = -1;
     o->trainer.ack_pending = false;
@@ -242,6 +265,26 @@ static void verify_done(struct orch *o, struct peer *p, const struct msg_step_do
     orch_kick(o);
 }
 
+// A step that cannot be applied is an accident; one after another is a run that throws all its data away: it ends with the first cause.
+static void note_outcome(struct orch *o, int64_t step, bool applied, const char *reason)
+{
+    struct trainer_link *t = &o->trainer;
+    struct error err;
+    if (applied) {
+        t->rejected = 0;
+        return;
+    }
+    orch_warn(o, "step_rejected", "step=%" PRId64 " cause=\"%s\"", step, reason);
+    if (t->rejected++ == 0)
+        snprintf(t->rejected_first, sizeof t->rejected_first, "%s", reason);
+    if (t->rejected <= o->cfg->orchestrator.max_rejected)
+        return;
+    error_set(&err, STATUS_NUMERIC,
+              "%d steps in a row were rejected, the last of them step %" PRId64 "; the first cause: %s",
+              t->rejected, step, t->rejected_first);
+    orch_fail(o, &err);
+}
+
 static void commit_step(struct orch *o, struct peer *p, const struct msg_step_done *m)
 {
     struct trainer_link *t = &o->trainer;
@@ -268,8 +311,7 @@ static void commit_step(struct orch *o, struct peer *p, const struct msg_step_do
     o->step.idle_since_ms = orch_now(o);
     t->sent = -1;
     t->position = o->committed_steps;
-    if (!applied)
-        orch_warn(o, "step_rejected", "step=%" PRId64 " cause=\"%s\"", m->step, m->reason);
+    note_outcome(o, m->step, applied, m->reason);
     check_on_commit(o, m->step, applied);
     answer(o, p, m, COMMIT_OK, "");
     take_published(o, m);
@@ -322,13 +364,20 @@ static void fence(struct orch *o)
         peers_send(o, p, &m);
         p->up = false;
     }
+    trainer_lease(o);
+    end_trainer(o, "no answer within lease_ms");
 }
 
 void trainer_tick(struct orch *o)
 {
     struct trainer_link *t = &o->trainer;
-    if (t->state == LINK_NONE)
+    if (t->state == LINK_NONE) {
+        if (t->epoch > 0 && orch_now(o) > t->deadline_ms) {
+            trainer_lease(o);
+            end_trainer(o, "not heard of for lease_ms");
+        }
         return;
+    }
     bool owes = t->sent >= 0 || t->state == LINK_RESTORING || o->check.state == CHECK_SENT;
     if (owes && orch_now(o) > t->deadline_ms) {
         fence(o);

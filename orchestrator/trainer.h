@@ -3,7 +3,7 @@
 //   LINK_NONE ── HELLO, new epoch ─► LINK_RESTORING ── STEP_DONE of the restored weights ─► LINK_READY
 //                                        └── recorded steps after the checkpoint ─► LINK_REPLAYING ── the last one ─► LINK_READY
 //   LINK_READY ── PREPARE(N) … STEP_DONE(N) … COMMIT … COMMIT_ACK ─► LINK_READY
-//   any ── lost, or lease over (fence) ─► LINK_NONE
+//   any ── lost, or lease over (fence, and the process is ended) ─► LINK_NONE ── not heard of for lease_ms ─► the process is ended
 //
 // Invariants
 //   1. One incarnation of the trainer holds the epoch; words of another epoch are answered FENCED and change nothing.
@@ -24,6 +24,7 @@ struct peer;
 enum link_state { LINK_NONE, LINK_RESTORING, LINK_REPLAYING, LINK_READY };
 
 #define TRAINER_CHECKPOINTS 256
+#define TRAINER_PRUNED      16
 
 struct trainer_link {
     enum link_state state;
@@ -33,6 +34,8 @@ struct trainer_link {
     int64_t position;    // steps applied in the trainer's weights, as far as we were told
     int64_t sent;        // step of the PREPARE under way, -1 = none
     int64_t deadline_ms; // lease
+    int rejected;        // steps in a row, since the start
+    char rejected_first[300];
     bool ack_pending;
     struct msg_commit_ack ack;
     struct { // recorded and not pruned, oldest first
@@ -42,6 +45,8 @@ struct trainer_link {
         double eval; // NAN = unknown
     } checkpoints[TRAINER_CHECKPOINTS];
     int n_checkpoints;
+    char pruned[TRAINER_PRUNED][1024]; // may be removed, and were not seen to be gone
+    int n_pruned;
 };
 
 enum status trainer_open(struct orch *o, struct error *err) OOZE_MUST_USE;

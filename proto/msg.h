@@ -28,6 +28,7 @@
 #define MSG_BATCH_MAX  (1 << 27) // tokens of one prepared step
 #define MSG_MEMBERS    (1 << 17)
 #define MSG_METRICS    256
+#define MSG_METRIC_TASK "task:" // in the last part of a metric's name, before the number of the task it is of
 #define MSG_STOP_IDS   32
 #define MSG_CHUNK      (4u << 20)
 #define MSG_JSON       (16u << 20)

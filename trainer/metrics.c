@@ -54,7 +54,8 @@ void metrics_put(struct metrics_list *l, const char *name, double value)
     l->n++;
 }
 
-static void put_sums(struct metrics_list *l, const struct metrics_sums *s, bool rollout, const char *suffix)
+// task < 0: of all. The trainer knows tasks by their numbers only; the orchestrator writes their names.
+static void put_sums(struct metrics_list *l, const struct metrics_sums *s, bool rollout, int32_t task)
 {
     const struct {
         const char *name;
@@ -70,23 +71,24 @@ static void put_sums(struct metrics_list *l, const struct metrics_sums *s, bool 
         {"train/rollout_logprob_abs_diff", s->abs_diff, rollout},
         {"train/mismatch_kl", s->kl, rollout},
     };
-    char name[RUNCONFIG_NAME + 48];
+    char name[sizeof l->text[0]], suffix[24] = "";
     if (!s->n)
         return;
+    if (task >= 0)
+        snprintf(suffix, sizeof suffix, "/" MSG_METRIC_TASK "%d", task);
     for (size_t i = 0; i < sizeof means / sizeof means[0]; i++) {
-        if (!means[i].wanted || (*suffix && i >= 4))
+        if (!means[i].wanted || (task >= 0 && i >= 4))
             continue;
-        snprintf(name, sizeof name, "%s%s%s", means[i].name, *suffix ? "/" : "", suffix);
+        snprintf(name, sizeof name, "%s%s", means[i].name, suffix);
         metrics_put(l, name, means[i].sum / (double)s->n);
     }
-    if (*suffix) {
-        snprintf(name, sizeof name, "train/tokens_trained/%s", suffix);
+    if (task >= 0) {
+        snprintf(name, sizeof name, "train/tokens_trained%s", suffix);
         metrics_put(l, name, (double)s->n);
     }
 }
 
-void metrics_finish(const struct metrics *m, const struct run_config *c, bool rollout, double lr,
-                    struct metrics_list *ret)
+void metrics_finish(const struct metrics *m, bool rollout, double lr, struct metrics_list *ret)
 {
     double updates = m->updates ? (double)m->updates : 1;
     ret->n = 0;
@@ -100,7 +102,7 @@ void metrics_finish(const struct metrics *m, const struct run_config *c, bool ro
     metrics_put(ret, "train/shared_tokens", (double)m->shared_tokens);
     metrics_put(ret, "train/sequences", (double)m->sequences);
     metrics_put(ret, "train/micro_batches", (double)m->micro_batches);
-    put_sums(ret, &m->all, rollout, "");
-    for (int32_t i = 0; i < METRICS_TASKS && i < c->n_tasks; i++)
-        put_sums(ret, &m->task[i], rollout, c->tasks[i].name);
+    put_sums(ret, &m->all, rollout, -1);
+    for (int32_t i = 0; i < METRICS_TASKS; i++)
+        put_sums(ret, &m->task[i], rollout, i);
 }

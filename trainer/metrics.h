@@ -22,7 +22,7 @@
 #include "proto/msg.h"
 #include "trainer/loss.h"
 
-#define METRICS_TASKS 32 // per-task numbers for the first so many tasks
+#define METRICS_TASKS 32 // numbers of their own for the first so many tasks of the ledger
 
 struct metrics_sums {
     int64_t n;
@@ -41,14 +41,13 @@ struct metrics {
 struct metrics_list {
     int32_t n;
     struct msg_metric items[MSG_METRICS];
-    char text[MSG_METRICS][RUNCONFIG_NAME + 48];
+    char text[MSG_METRICS][64];
 };
 
 // One sequence: entropy [in->n]; rollout: in->lp_roll holds an engine's log-probabilities. task < 0 = none.
 void metrics_add(struct metrics *m, const struct loss_input *in, const float *entropy, bool rollout,
                  int32_t task, const struct loss_stats *stats);
 void metrics_put(struct metrics_list *l, const char *name, double value); // dropped when full or not finite
-void metrics_finish(const struct metrics *m, const struct run_config *c, bool rollout, double lr,
-                    struct metrics_list *ret);
+void metrics_finish(const struct metrics *m, bool rollout, double lr, struct metrics_list *ret);
 
 #endif

@@ -515,8 +515,7 @@ enum status trainer_step(struct trainer *t, const struct msg_prepare *msg, struc
         ret->outcome = rejected ? STEP_REJECTED : STEP_APPLIED;
         snprintf(ret->reason, sizeof ret->reason, "%s", rejected ? err->text : "");
         w->metrics.tokens_trained = rejected ? 0 : w->prepared.n_trained;
-        metrics_finish(&w->metrics, t->config, w->stage && w->stage->kind == RUN_STAGE_RL, msg->lr,
-                       &ret->metrics);
+        metrics_finish(&w->metrics, w->stage && w->stage->kind == RUN_STAGE_RL, msg->lr, &ret->metrics);
         ret->flops = w->metrics.flops;
         t->reset_pending = rejected && reset;
         t->step++;

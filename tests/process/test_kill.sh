@@ -38,6 +38,18 @@ audit_is_clean
 [ "$(committed)" -eq $((steps + 5)) ] || fail "$(committed) steps committed"
 "$ooze" show --limit 1 "$run" >/dev/null || fail "show after the kills"
 
+say "a trainer that neither ends nor answers"
+run_start wedged "orchestrator.lease_ms=$((sanitized ? 20000 : 4000))" "stages.rl.steps=14" "tasks.fake.command=[$helpers/task_fake, 'turns:20']"
+wait_for "step 8" committed_at_least 8
+pid=$(pid_of trainer-0)
+kill -STOP "$pid" || fail "no trainer $pid"
+now=$(committed)
+wait_for "a step of its successor" committed_at_least $((now + 2))
+kill -0 "$pid" 2>/dev/null && fail "the stopped trainer $pid is still there"
+grep -q "event=trainer_killed pid=$pid" "$run/logs/orchestrator.log" || fail "the orchestrator did not say that it ended the trainer"
+run_ends_well
+audit_is_clean
+
 say "ooze run itself, twice"
 run_start whole "stages.rl.steps=12" "tasks.fake.command=[$helpers/task_fake, 'turns:60']"
 for at in 3 9; do

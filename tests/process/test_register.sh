@@ -21,6 +21,7 @@ say "ooze task register"
 jq -e '.tasks[] | select(.name == "extra") | .ratio == 2 and .max_concurrency == 16 and .origin == "cli"' "$tmp/register.out" >/dev/null ||
   fail "the reply does not know the task: $(cat "$tmp/register.out")"
 wait_for "trained episodes of the registered task" trained_of_task extra
+wait_for "figures of the registered task" grep -q '"train/tokens_trained/extra":[1-9]' "$run/metrics.jsonl"
 "$ooze" task list "$run" | grep -E -q '^extra +2\.00 .* up ' || fail "task list: $("$ooze" task list "$run")"
 
 say "POST /v1/tasks"

@@ -196,7 +196,7 @@ static int n_missing(struct ledger *l)
     return missing;
 }
 
-static void check_ledger(void)
+static inline void check_ledger(void)
 {
     struct ledger *l;
     struct error err;
@@ -205,7 +205,7 @@ static void check_ledger(void)
     char *state;
     const int64_t max_lag[] = {0, MAX_LAG};
     assert_int_equal(ledger_open_readonly(dir, &l, &err), STATUS_OK);
-    assert_int_equal(ledger_state_read(l, 1, &s, &err), STATUS_OK);
+    assert_int_equal(ledger_state_read(l, &s, &err), STATUS_OK);
     assert_int_equal(s.committed_steps, STEPS);
     assert_false(s.has_prepared);
     assert_int_equal(s.version, STEPS);
@@ -245,7 +245,7 @@ struct plan {
 };
 
 // Plays one sitting of the run; returns the orchestrator's exit code.
-static int play(const struct plan *plan)
+static inline int play(const struct plan *plan)
 {
     int64_t start = clock_mono_ms(clock_system());
     bool killed_orch = false, killed_task = false, registered = false, stopped = false;
