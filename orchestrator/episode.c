@@ -440,9 +440,7 @@ static enum status restore_turn(void *ctx, const struct ledger_turn *t, struct e
             goto out;
         session_restore_message(s, message);
         json_array_extend(s->messages, (json_t *)messages);
-        const json_t *reward = json_object_get(reply, "reward");
-        r->ep->has_reward = json_is_number(reward);
-        r->ep->last_reward = r->ep->has_reward ? json_number_value(reward) : 0;
+        rc = episode_take_reward(r->ep, reply, false, err);
     }
     r->last_turn = t->turn;
 out:

@@ -4,7 +4,7 @@
 //                 ├── the service says {error:{kind}} ──► kind decides
 //                 ├── refused, unresolved ──► task_suspect, EP_PAUSED until it is up (or the deadline: environment)
 //                 ├── hang, broken, 5xx ──► canary ── well ──► the call again, once ── again ──► a step: policy; else timeout, environment
-//                 │                            └── not well ──► task_suspect, EP_PAUSED
+//                 │                            └── not well ──► task_suspect, EP_PAUSED; for the DEATHS_MAXth time: environment
 //                 └── 404 of a step: the service lost the episode ──► gateway;  nonsense ──► environment
 //                 (many of these in a row: see task_useless)
 #include "orchestrator/episode_http.h"
@@ -20,6 +20,8 @@
 #include "orchestrator/orch.h"
 
 #define REPLY_MAX ((size_t)4 << 20)
+#define DEATHS_MAX                                                                                           \
+    3 // a service that comes back each time, and is gone after this call each time, is not asked for ever
 
 static void pause_for(struct episode *ep, enum drop_reason reason, const char *why, int64_t delay_ms)
 {
@@ -100,10 +102,13 @@ static void on_canary(void *ctx, const struct http_result *r)
     ep->call = NULL;
     if (r->outcome != HTTP_OUTCOME_OK || r->status != 200) {
         task_suspect(ep->task, "canary failed");
+        if (++ep->deaths >= DEATHS_MAX) {
+            episode_fail(ep, ep->trouble.reason, ep->trouble.text);
+            return;
+        }
         pause_for(ep, ep->trouble.reason, ep->trouble.text, 1000);
         return;
     }
-    ep->canary_well = true;
     if (ep->repeats++ < 1) {
         call_again(ep);
         return;
@@ -270,7 +275,7 @@ static void on_create(void *ctx, const struct http_result *r)
         fail_useless(ep, DROP_ENVIRONMENT, err.text);
         return;
     }
-    ep->repeats = 0;
+    ep->repeats = ep->deaths = 0;
     ep->turn = 0;
     if (!ep->eval) {
         struct ledger_turn t = {.trajectory = (int64_t)ep->trajectory,
@@ -301,8 +306,8 @@ void episode_call_create(struct episode *ep)
 
 // ---- steps ----------------------------------------------------------------------------------------------------------------
 
-// reward and reward_components of a reply; NaN cannot occur in JSON, huge numbers can.
-static enum status take_reward(struct episode *ep, const json_t *j, bool done, struct error *err)
+// NaN cannot occur in JSON, huge numbers can.
+enum status episode_take_reward(struct episode *ep, const json_t *j, bool done, struct error *err)
 {
     const json_t *reward = json_object_get(j, "reward"), *parts = json_object_get(j, "reward_components");
     if (!reward || json_is_null(reward)) {
@@ -332,7 +337,7 @@ static void on_step(void *ctx, const struct http_result *r)
     int32_t from = 0;
     enum status rc = json_get_bool(j, "done", true, false, "POST step", &done, &err);
     if (!rc)
-        rc = take_reward(ep, j, done, &err);
+        rc = episode_take_reward(ep, j, done, &err);
     if (!rc && !done) {
         const json_t *messages = json_object_get(j, "messages");
         json_t *none = messages ? NULL : json_array();
@@ -344,7 +349,7 @@ static void on_step(void *ctx, const struct http_result *r)
         fail_useless(ep, DROP_ENVIRONMENT, err.text);
         return;
     }
-    ep->repeats = 0;
+    ep->repeats = ep->deaths = 0;
     task_useful(ep->task);
     if (!ep->eval) {
         struct ledger_turn t = {.trajectory = (int64_t)ep->trajectory,

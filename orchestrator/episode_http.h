@@ -7,6 +7,9 @@
 void episode_call_create(struct episode *ep);
 void episode_call_step(struct episode *ep);
 void episode_send_delete(struct orch *o, struct task *t, const char *id); // fire and forget
+// reward and reward_components of a step's reply, also of a stored one. A reply without a reward leaves the last one as it is.
+enum status episode_take_reward(struct episode *ep, const json_t *reply, bool done,
+                                struct error *err) OOZE_MUST_USE;
 void episode_unpause(struct episode *ep, bool too_late);
 
 // episode.c: what follows.

@@ -92,14 +92,16 @@ void eval_start(struct orch *o, const char *label)
     e->stage = o->stage.index;
     e->started_ms = orch_now(o);
     snprintf(e->label, sizeof e->label, "%s", label);
-    for (int i = 0; i < o->tasks.n; i++)
-        if (task_is_up(o->tasks.v[i]))
+    for (int i = 0; i < o->tasks.n;
+         i++) // one that is down now is waited for: its episodes fail when it stays down
+        if (o->tasks.v[i]->state != TASK_REMOVED && o->tasks.v[i]->ever_up)
             add_items(o, o->tasks.v[i]);
     log_event(LOG_INFO, "eval", "label=%s version=%" PRId64 " episodes=%d", label, e->version, e->n);
     orch_kick(o);
 }
 
 struct eval_sums {
+    bool asked;
     int n, n_success, prompts;
     double reward, pass;
 };
@@ -114,6 +116,7 @@ static struct eval_sums task_sums(const struct eval *e, const struct task *t)
         for (; j < e->n && e->items[j].task == e->items[i].task && e->items[j].index == e->items[i].index;
              j++) {
             k++;
+            s.asked |= e->items[j].task == t;
             if (e->items[j].failed || e->items[j].task != t)
                 continue;
             n++;
@@ -174,7 +177,7 @@ static void finish(struct orch *o)
     struct error err;
     struct buf line = {0};
     double sum = 0;
-    int n_tasks = 0;
+    int n_tasks = 0, n_asked = 0;
     if (rows_write(o, &err) || !journal_flush(o, true)) {
         if (!o->failed)
             orch_fail(o, &err);
@@ -184,6 +187,7 @@ static void finish(struct orch *o)
     for (int i = 0; i < o->tasks.n; i++) {
         struct task *t = o->tasks.v[i];
         struct eval_sums s = task_sums(e, t);
+        n_asked += s.asked && t->state != TASK_REMOVED;
         if (s.n == 0)
             continue;
         double mean = s.reward / s.n, success = (double)s.n_success / s.n;
@@ -197,10 +201,12 @@ static void finish(struct orch *o)
         n_tasks++;
     }
     e->last_version = e->version;
-    e->last_mean = n_tasks ? sum / n_tasks : NAN;
+    e->last_mean =
+        n_tasks > 0 && n_tasks >= n_asked ? sum / n_tasks : NAN; // keep_best compares like with like
     if (n_tasks) {
         metrics_eval(o, e, line.data);
-        trainer_note_eval(o, e->version, e->last_mean);
+        if (isfinite(e->last_mean))
+            trainer_note_eval(o, e->version, e->last_mean);
     }
     if (e->n_failed)
         orch_warn(o, "eval_incomplete", "label=%s failed=%d of=%d", e->label, e->n_failed, e->n);

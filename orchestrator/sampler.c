@@ -2,6 +2,7 @@
 #include "orchestrator/sampler.h"
 
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "base/hash.h"
@@ -46,10 +47,36 @@ uint64_t sampler_seed(const struct orch *o, const struct task *t, int64_t index,
     return hash64_seed(key, sizeof key, o->cfg->seed) & (((uint64_t)1 << 53) - 1);
 }
 
+// "cursor pass": a task that joined late, or came back, stands at a pass its cursor does not tell. Ledgers of before have the cursor alone.
 enum status sampler_save(struct orch *o, struct task *t, struct error *err)
 {
-    char key[96], value[32];
+    char key[96], value[64];
     snprintf(key, sizeof key, "prompt_cursor/%s", t->cfg.name);
-    snprintf(value, sizeof value, "%lld", (long long)t->cursor);
+    snprintf(value, sizeof value, "%lld %.17g", (long long)t->cursor, t->pass);
     return ledger_meta_set(o->ledger, key, value, err);
+}
+
+void sampler_load(struct orch *o, struct task *t)
+{
+    char key[96], *value = NULL, *end;
+    struct error none;
+    snprintf(key, sizeof key, "prompt_cursor/%s", t->cfg.name);
+    if (ledger_meta_get(o->ledger, key, &value, &none))
+        return;
+    t->cursor = strtoll(value, &end, 10);
+    t->pass = *end == ' ' ? strtod(end, NULL) : (double)t->cursor / t->cfg.ratio;
+    free(value);
+}
+
+void sampler_level(struct orch *o)
+{
+    double floor = 0;
+    for (int i = 0; i < o->tasks.n; i++) {
+        const struct task *t = o->tasks.v[i];
+        if (t->cursor > 0 && t->pass - 1 / t->cfg.ratio > floor)
+            floor = t->pass - 1 / t->cfg.ratio;
+    }
+    for (int i = 0; i < o->tasks.n; i++)
+        if (o->tasks.v[i]->pass < floor)
+            o->tasks.v[i]->pass = floor;
 }

@@ -113,6 +113,37 @@ enum status sft_check(const struct orch *o, struct error *err)
     return rc;
 }
 
+static uint64_t data_hash(const struct sft_data *d)
+{
+    uint64_t h = hash64(d->tokens.ids, d->tokens.n * sizeof *d->tokens.ids);
+    h = hash64_seed(d->tokens.mask, d->tokens.n, h);
+    for (int64_t i = 0; i < d->n_rows; i++)
+        h = hash64_seed(&d->rows[i].n, sizeof d->rows[i].n, h);
+    return h;
+}
+
+// Units are (row, epoch), so that other rows under the same numbers would be trained unseen: a stage ends with the rows it began with.
+static enum status same_data(struct orch *o, const char *path, struct error *err)
+{
+    char key[96], value[64], *text = NULL;
+    struct error none;
+    snprintf(key, sizeof key, "sft_data/%d", o->stage.index);
+    snprintf(value, sizeof value, "%016llx %lld rows", (unsigned long long)data_hash(&o->sft.data),
+             (long long)o->sft.data.n_rows);
+    if (ledger_meta_get(o->ledger, key, &text, &none)) {
+        enum status rc = journal_begin(o, err);
+        return rc ? rc : ledger_meta_set(o->ledger, key, value, err);
+    }
+    enum status rc = strcmp(text, value) == 0
+                         ? STATUS_OK
+                         : error_set(err, STATUS_UNSUPPORTED,
+                                     "%s gives other tokens (%s) than when its stage began (%s): put the old "
+                                     "file back, or begin a new run",
+                                     path, value, text);
+    free(text);
+    return rc;
+}
+
 enum status sft_open(struct orch *o, struct error *err)
 {
     const struct run_stage *s = orch_stage(o);
@@ -120,7 +151,7 @@ enum status sft_open(struct orch *o, struct error *err)
     struct error none;
     sft_close(o);
     enum status rc = sft_data_read(&o->sft.data, s->data, o->chat, s->max_tokens, err);
-    if (rc)
+    if (rc || (rc = same_data(o, s->data, err)))
         return rc;
     snprintf(key, sizeof key, "sft_offset/%d", o->stage.index);
     if (ledger_meta_get(o->ledger, key, &text, &none) == STATUS_OK) {

@@ -56,6 +56,27 @@ static void stage_waits(struct orch *o, const char *what)
     log_event(LOG_INFO, "waiting", "for=\"%s\" step=%lld", what, (long long)o->committed_steps);
 }
 
+static void step_label(int64_t version, char *ret, size_t n)
+{
+    snprintf(ret, n, "step:%lld", (long long)version);
+}
+
+// Entered in the middle, after a restart: an evaluation of eval.every that was cut short is done again while its weights are the newest.
+static void eval_again(struct orch *o)
+{
+    const int64_t first = stage_first_step(o, o->stage.index), every = o->cfg->eval.every;
+    const int64_t at = every > 0 ? (o->committed_steps - first) / every * every : 0; // the last that was due
+    char label[48];
+    step_label(first + at, label, sizeof label);
+    if (at <= 0 || !step_evaluates(o, at - 1) || eval_is_done(o, label))
+        return;
+    if (o->weights.version == first + at && o->committed_steps == first + at)
+        eval_start(o, label);
+    else
+        orch_warn(o, "eval_lost",
+                  "label=%s cause=\"it did not end before the restart, and training has gone on\"", label);
+}
+
 static void enter(struct orch *o, int index)
 {
     struct error err;
@@ -70,6 +91,7 @@ static void enter(struct orch *o, int index)
     o->step.idle_since_ms = 0;
     log_event(LOG_INFO, "stage", "name=%s index=%d from_step=%lld of=%lld", s->name, index,
               (long long)o->committed_steps, (long long)(stage_first_step(o, index) + s->steps));
+    eval_again(o);
 }
 
 static bool eval_due(struct orch *o, const char *label)
@@ -166,7 +188,7 @@ void stage_on_commit(struct orch *o)
     if (o->stopping && o->step.recorded_checkpoint)
         o->stage.stop_step_done = true;
     if (step_evaluates(o, done - 1) && !o->stopping) {
-        snprintf(label, sizeof label, "step:%lld", (long long)o->committed_steps);
+        step_label(o->committed_steps, label, sizeof label);
         if (o->eval.running)
             orch_warn(o, "eval_skipped", "label=%s cause=\"the last one is still running\"", label);
         else if (o->weights.version == o->committed_steps)

@@ -13,6 +13,7 @@
 #include "base/mem.h"
 #include "net/url.h"
 #include "orchestrator/orch.h"
+#include "orchestrator/sampler.h"
 
 #define PROBE_FIRST_MS 200
 #define PROBE_LAST_MS  2000
@@ -342,8 +343,13 @@ static enum status task_save(struct orch *o, const struct task *t, struct error 
         .max_concurrency = t->cfg.max_concurrency,
         .removed = t->state == TASK_REMOVED,
     };
+    char key[96], ttl[32];
+    snprintf(key, sizeof key, "task_ttl/%s", t->cfg.name);
+    snprintf(ttl, sizeof ttl, "%lld", (long long)t->ttl_s);
     enum status rc = journal_begin(o, err);
-    return rc ? rc : ledger_task_set(o->ledger, &row, err);
+    if (!rc)
+        rc = ledger_task_set(o->ledger, &row, err);
+    return rc ? rc : ledger_meta_set(o->ledger, key, ttl, err);
 }
 
 static struct task *task_new(struct orch *o, const char *origin)
@@ -389,17 +395,38 @@ static enum status restore_task(void *ctx, const struct ledger_task *row, struct
     if (row->id != o->tasks.n || o->tasks.n >= TASKS_MAX)
         return error_set(err, STATUS_CORRUPT, "the ledger's task %lld is out of order", (long long)row->id);
     const struct run_task *c = config_task(o, row->name);
-    struct task *t = task_new(o, c ? "config" : strcmp(row->origin, "cli") == 0 ? "cli" : "service");
+    const bool of_config = strcmp(row->origin, "config") == 0;
+    struct task *t = task_new(o, of_config ? "config" : strcmp(row->origin, "cli") == 0 ? "cli" : "service");
     t->cfg = c ? *c : runtime_defaults(o);
     snprintf(t->cfg.name, sizeof t->cfg.name, "%s", row->name);
-    if (!c) {
+    if (!c ||
+        !of_config) { // registered while the run went on: what was said then, also of a task of the configuration
         snprintf(t->cfg.url, sizeof t->cfg.url, "%s", row->url);
         t->cfg.ratio = row->ratio;
         t->cfg.max_concurrency = row->max_concurrency;
-        if (row->removed || strcmp(row->origin, "config") == 0)
-            t->state = TASK_REMOVED; // removed before, or no longer in the configuration
     }
+    if (row->removed || (of_config && !c))
+        t->state = TASK_REMOVED; // removed before, or no longer in the configuration
     return STATUS_OK;
+}
+
+// What the ledger keeps of a task beside its row: where its share stands, and how long a registration is good for.
+static enum status restore_notes(struct task *t, struct error *err)
+{
+    struct orch *o = t->o;
+    char key[96], *value = NULL;
+    struct error none;
+    sampler_load(o, t);
+    snprintf(key, sizeof key, "task_ttl/%s", t->cfg.name);
+    if (t->state != TASK_REMOVED && ledger_meta_get(o->ledger, key, &value, &none) == STATUS_OK) {
+        t->ttl_s = strtoll(value, NULL, 10);
+        t->ttl_deadline_ms = t->ttl_s ? orch_now(o) + t->ttl_s * 1000 : 0;
+        free(value);
+    }
+    enum status rc = t->cfg.url[0] ? url_check(t->cfg.url, err) : STATUS_OK;
+    if (rc)
+        error_prefix(err, "task %s", t->cfg.name);
+    return rc;
 }
 
 enum status tasks_open(struct orch *o, struct error *err)
@@ -412,19 +439,9 @@ enum status tasks_open(struct orch *o, struct error *err)
         t->cfg = o->cfg->tasks[i];
         rc = task_save(o, t, err);
     }
-    for (int i = 0; i < o->tasks.n && !rc; i++) {
-        struct task *t = o->tasks.v[i];
-        char key[96], *value = NULL;
-        struct error none;
-        snprintf(key, sizeof key, "prompt_cursor/%s", t->cfg.name);
-        if (ledger_meta_get(o->ledger, key, &value, &none) == STATUS_OK) {
-            t->cursor = strtoll(value, NULL, 10);
-            t->pass = (double)t->cursor / t->cfg.ratio;
-            free(value);
-        }
-        if (t->cfg.url[0] && (rc = url_check(t->cfg.url, err)))
-            error_prefix(err, "task %s", t->cfg.name);
-    }
+    for (int i = 0; i < o->tasks.n && !rc; i++)
+        rc = restore_notes(o->tasks.v[i], err);
+    sampler_level(o);
     return rc;
 }
 
@@ -485,7 +502,13 @@ enum status task_register(struct orch *o, const json_t *args, const char *origin
     snprintf(t->cfg.url, sizeof t->cfg.url, "%s", url);
     t->cfg.ratio = ratio;
     t->cfg.max_concurrency = concurrency;
+    t->ttl_s = ttl;
     t->ttl_deadline_ms = ttl ? orch_now(o) + ttl * 1000 : 0;
+    if (t->state == TASK_REMOVED) { // back under new terms: nothing of what it was told before holds
+        t->origin = origin;
+        t->wait_since_ms = orch_now(o);
+        t->backoff_ms = 0;
+    }
     if (t->state == TASK_REMOVED || (moved && t->state != TASK_UP)) {
         t->state = TASK_WAIT;
         t->useless = 0;
@@ -508,7 +531,7 @@ enum status task_remove(struct orch *o, const char *name, const char *cause, str
     if (t->call)
         http_call_cancel(t->call);
     t->call = NULL;
-    t->ttl_deadline_ms = 0;
+    t->ttl_s = t->ttl_deadline_ms = 0;
     log_event(LOG_INFO, "task_removed", "task=%s cause=\"%s\"", name, cause);
     groups_task_removed(o, t);
     eval_task_removed(o, t);

@@ -48,7 +48,7 @@ struct task {
     // probing
     struct http_call *call;
     int64_t next_probe_ms, backoff_ms, wait_since_ms;
-    int64_t ttl_deadline_ms; // 0 = none
+    int64_t ttl_s, ttl_deadline_ms; // 0 = none; a restart of the orchestrator gives it ttl_s again
     bool ever_up, logged;
     // replies in a row that were of no use
     int useless;

@@ -7,11 +7,13 @@
 //     html         GET /task is no JSON
 //     flaky        the first attempt at every episode fails, each in one of the first five ways below; later attempts are good
 //     outage       for 1.5 s from the first step on, steps are answered by 500 or never and GET /health by 500; then all is good
+//     mortal       the first attempts at some prompts end the service, each time they are made
 //     bad-json, nan, string, no-reward, grader, http500, hang    every step fails in this way
 // One thread; an episode's id carries its whole state (attempt and turn), so that a restart loses nothing.
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "base/clock.h"
 #include "base/mem.h"
@@ -123,6 +125,8 @@ static void step(struct http_request *r)
         misbehave(ways[way], r);
         return;
     }
+    if (!strcmp(mode, "mortal") && attempt == 0 && index % 8 == 3 && strcmp(split, "eval") != 0)
+        _exit(9);
     if (ill()) {
         misbehave(index % 2 ? "http500" : "hang", r);
         return;
