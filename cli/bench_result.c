@@ -138,6 +138,19 @@ static void check_bytes(struct bench_result *r)
     }
 }
 
+// Both sides compute on as many threads; a bound, and a program that does not say how many, is not asked.
+static void check_threads(struct bench_result *r)
+{
+    const json_t *ours = json_object_get(r->ours.ready, "threads");
+    const json_t *other = json_object_get(r->other.ready, "threads");
+    if (!json_is_integer(ours) || !json_is_integer(other) || json_equal(ours, other))
+        return;
+    r->holds = false;
+    if (!r->why[0])
+        snprintf(r->why, sizeof r->why, "%lld threads beside %lld", (long long)json_integer_value(ours),
+                 (long long)json_integer_value(other));
+}
+
 // Medians of the other numbers of our answers.
 static json_t *further_figures(const json_t *ours)
 {
@@ -175,6 +188,7 @@ enum status bench_result_conclude(struct bench_result *r, const json_t *ours, co
     }
     if (!(r->ratio >= r->goal))
         r->holds = false;
+    check_threads(r);
     check_bytes(r);
     check_limits(r, ours);
     r->figures = further_figures(ours);

@@ -140,6 +140,15 @@ program bench/peers/llama.py '{"ready":true,"bytes":1060}' '{"value":10}'
 bench 3 decode-b1 --json --runs 1
 is '.ratio == 10 and .holds == false and (.why | test("bytes"))'
 
+say "unlike numbers of threads; a peer that does not say its own is not asked"
+program bench_decode "$ready" '{"value":100}'
+program bench/peers/llama.py '{"ready":true,"bytes":1000,"threads":1}' '{"value":10}'
+bench 3 decode-b1 --json --runs 1
+is '.ratio == 10 and .holds == false and .why == "2 threads beside 1"'
+program bench/peers/llama.py '{"ready":true,"bytes":1000,"threads":2}' '{"value":10}'
+bench 0 decode-b1 --json --runs 1
+is '.holds and .why == null'
+
 say "less is better; parts; limits"
 program bench_grpo "$ready" '{"value":2}'
 program bench/peers/trl_grpo.py '{"ready":true}' '{"value":9}'

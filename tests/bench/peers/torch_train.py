@@ -35,13 +35,15 @@ def arguments():
     p.add_argument("--micro", type=int, default=1, help="sequences in a micro-batch")
     p.add_argument("--sequences", type=int, default=16)
     p.add_argument("--length", type=int, default=1024)
-    p.add_argument("--threads", type=int, default=2)
+    p.add_argument("--threads", type=int, default=0, help="0: all cores")
     p.add_argument("--layers", type=int, default=LAYERS)
     p.add_argument("--lean", action="store_true")
     p.add_argument("--pure", action="store_true")
     p.add_argument("--chunk", type=int, default=512, help="rows of logits alive at once")
     p.add_argument("--models", help="folder to remember the fastest configuration in; weights are random")
-    return p.parse_args()
+    a = p.parse_args()
+    a.threads = a.threads or len(os.sched_getaffinity(0))
+    return a
 
 
 def peak_bytes():

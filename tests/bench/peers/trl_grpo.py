@@ -6,7 +6,7 @@ cannot be drawn), reward = how even the ids of an answer are, group-relative adv
 update over everything. SmolLM2-135M's shapes, or its weights with --model DIR. One iteration is what lies between
 on_step_begin and on_step_end of the trainer: generation by transformers with its cache, rewards, forward, backward, update.
 
-  trl_grpo.py --serve [--prompts 64] [--answers 8] [--new 128] [--threads 2] [--micro 4] [--dtype bf16|autocast|f32]
+  trl_grpo.py --serve [--prompts 64] [--answers 8] [--new 128] [--threads N] [--micro 4] [--dtype bf16|autocast|f32]
               [--gen static|dynamic|continuous] [--checkpointing] [--attn sdpa|eager] [--model DIR] [--prompt TOKENS]
   trl_grpo.py ...                one warm-up and one measured iteration, figures for people
 
@@ -35,7 +35,7 @@ def arguments():
     p.add_argument("--answers", type=int, default=8)
     p.add_argument("--new", type=int, default=128)
     p.add_argument("--prompt", type=int, default=0, help="tokens of every prompt; 0: 32 to 64")
-    p.add_argument("--threads", type=int, default=2)
+    p.add_argument("--threads", type=int, default=0, help="0: all cores")
     p.add_argument("--micro", type=int, default=4,
                    help="sequences in one forward and backward pass; 4 was the fastest of 4, 8 and 32 where this was written")
     p.add_argument("--dtype", choices=["bf16", "autocast", "f32"], default="bf16")
@@ -45,6 +45,7 @@ def arguments():
     p.add_argument("--models", help="given to every program of `ooze bench`; random weights do not need it")
     p.add_argument("--model", help="Hugging Face folder; else random weights of the shapes")
     a = p.parse_args()
+    a.threads = a.threads or len(os.sched_getaffinity(0))
     if a.prompts * a.answers % a.micro:
         p.error("--micro must divide prompts x answers")
     return a
@@ -182,8 +183,10 @@ def main():
 
         def ready():
             if done[0] == 0:
+                import torch
                 print(json.dumps({"ready": True, "name": f"TRL GRPOTrainer, {a.dtype}, {a.gen} cache, "
-                                  f"micro-batch {a.micro}", "tokens": tokens}), file=out)
+                                  f"micro-batch {a.micro}", "threads": torch.get_num_threads(), "tokens": tokens}),
+                      file=out)
             return sys.stdin.readline().strip() == "run"
 
         def twice():
