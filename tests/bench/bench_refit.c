@@ -10,7 +10,7 @@
 //                when the trainer is done; the batch of 32 sequences waits for the new weights
 //   in_flight    the same, but the engine goes on decoding the batch, as with max_lag > 0: what is left of the step under way, which
 //                nothing may interrupt, is in it (half a step in the mean)
-//   stall, step  in flight: how long no step could run, and what a decode step takes
+//   stall, step  in flight: how long no step could run, and what a decode step of the batch takes, which is the most that it may be
 //   first_token  in flight: to the end of the first step with the new weights
 //   update       the step's last update alone (AdamW over all weights), without publishing
 //   update_publish  update and publication in one pass over the weights, as a step does it: STEP_DONE leaves at its end
@@ -346,10 +346,12 @@ static void print(const struct figures *f)
            "memcpy\",\"load_s\":%.6f,\"in_flight_s\":%.6f,"
            "\"first_token_s\":%.6f,\"stall_s\":%.6f,\"step_s\":%.6f,\"stall_steps\":%.3f,"
            "\"update_s\":%.6f,\"update_publish_s\":%.6f,\"publish_s\":%.6f,\"from_step_done_s\":%.6f,"
-           "\"bytes\":%lld,\"copy_gbs\":%.2f}\n",
+           "\"bytes\":%lld,\"copy_gbs\":%.2f,"
+           "\"limits\":{\"stall\":{\"value\":%.6f,\"at_most\":%.6f}}}\n",
            f->value, (double)f->bytes / f->copy_rate, f->load, f->in_flight, f->first_token, f->stall,
            f->step, f->stall / f->step, f->update, f->update_publish, f->update_publish - f->update,
-           f->value + f->update_publish - f->update, (long long)f->bytes, f->copy_rate * 1e-9);
+           f->value + f->update_publish - f->update, (long long)f->bytes, f->copy_rate * 1e-9, f->stall,
+           f->step);
     fflush(stdout);
 }
 
