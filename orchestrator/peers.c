@@ -11,10 +11,13 @@
 #include "orchestrator/status.h"
 
 #define LOAD_RETRY_MS 2000
+// HELLOs that waited here together were said a second apart by an impatient peer: the first one's answer is on its way.
+#define HELLO_TOGETHER_MS 500
 
+// A routing id may be anybody's; with the key that it came by it is one peer's.
 static bool same_wire(const struct wire_peer *a, const struct wire_peer *b)
 {
-    return a->n == b->n && memcmp(a->id, b->id, (size_t)a->n) == 0;
+    return a->n == b->n && memcmp(a->id, b->id, (size_t)a->n) == 0 && strcmp(a->user, b->user) == 0;
 }
 
 static struct peer *peer_of_wire(struct orch *o, const struct wire_peer *w)
@@ -115,46 +118,66 @@ static void send_welcome(struct orch *o, const struct wire_peer *to, const struc
         return; // HELLO is repeated every second until a WELCOME arrives
 }
 
-// The reason to refuse, or NULL.
-static const char *hello_refusal(struct orch *o, const struct msg_hello *h, char *text, size_t n)
+// All processes of a run compute alike, which the first of this host defines: that is not for an engine of another one to say. One
+// that is earlier is not answered (STATUS_AGAIN), upon which it says HELLO again.
+static enum status check_numerics(struct orch *o, const struct wire_peer *from, const struct msg_hello *h,
+                                  struct error *err)
 {
-    if (strcmp(h->run, o->run_id) != 0)
-        return "you belong to another run";
-    if (h->role != ROLE_ENGINE && h->role != ROLE_TRAINER)
-        return "unknown role";
-    if (!h->name[0] || strlen(h->name) >= PEERS_NAME)
-        return "name is empty or too long";
-    if (h->role == ROLE_ENGINE && h->max_running <= 0)
-        return "max_running must be positive";
-    for (int i = 0; i < PEERS_MAX; i++) {
-        const struct peer *p = &o->peers.v[i];
-        if (p->role && p->up && p->remote != h->remote && strcmp(p->name, h->name) == 0)
-            return "a process of this name is up on another host";
-    }
     char *known = NULL;
-    struct error err;
-    enum status rc = ledger_meta_get(o->ledger, "numerics_id", &known, &err);
+    enum status rc = ledger_meta_get(o->ledger, "numerics_id", &known, err);
     if (rc == STATUS_NOTFOUND) {
-        if (journal_begin(o, &err) || ledger_meta_set(o->ledger, "numerics_id", h->numerics_id, &err))
-            orch_fail(o, &err);
-        return NULL;
+        if (from->user[0])
+            return error_set(err, STATUS_AGAIN, "no process of this host has said HELLO yet");
+        if (!(rc = journal_begin(o, err)))
+            rc = ledger_meta_set(o->ledger, "numerics_id", h->numerics_id, err);
     }
-    if (rc) {
-        orch_fail(o, &err);
-        return "ledger failed";
+    if (rc)
+        orch_fail(o, err);
+    if (!known || strcmp(known, h->numerics_id) == 0) {
+        free(known);
+        return rc;
     }
-    bool same = strcmp(known, h->numerics_id) == 0;
-    bool relaxed = o->cfg->check.numerics == RUN_NUMERICS_RELAXED;
-    if (!same && relaxed)
+    if (o->cfg->check.numerics == RUN_NUMERICS_RELAXED)
         orch_warn(o, "other_numerics", "peer=%s numerics_id=\"%s\" run=\"%s\" band=%g", h->name,
                   h->numerics_id, known, o->cfg->check.band);
-    else if (!same)
-        snprintf(text, n,
-                 "numerics_id %s, but this run computes with %s: same build and instruction set for all, or "
-                 "check.numerics: relaxed",
-                 h->numerics_id, known);
+    else
+        rc =
+            error_set(err, STATUS_REFUSED,
+                      "numerics_id %.200s, but this run computes with %.200s: same build and instruction set "
+                      "for all, or check.numerics: relaxed",
+                      h->numerics_id, known);
     free(known);
-    return same || relaxed ? NULL : text;
+    return rc;
+}
+
+static bool is_remote(const struct wire_peer *from, const struct msg_hello *h)
+{
+    return from->user[0] || h->remote;
+}
+
+// STATUS_REFUSED: the peer is told why.
+static enum status check_hello(struct orch *o, const struct wire_peer *from, const struct msg_hello *h,
+                               struct error *err)
+{
+    if (strcmp(h->run, o->run_id) != 0)
+        return error_set(err, STATUS_REFUSED, "you belong to another run");
+    if (h->role != ROLE_ENGINE && (h->role != ROLE_TRAINER || from->user[0]))
+        return error_set(err, STATUS_REFUSED,
+                         from->user[0] ? "only engines join a run from another host" : "unknown role");
+    if (!h->name[0] || strlen(h->name) >= PEERS_NAME)
+        return error_set(err, STATUS_REFUSED, "name is empty or too long");
+    if (h->role == ROLE_ENGINE && h->max_running <= 0)
+        return error_set(err, STATUS_REFUSED, "max_running must be positive");
+    for (int i = 0; i < PEERS_MAX; i++) {
+        const struct peer *p = &o->peers.v[i];
+        if (p->role && p->up && p->remote != is_remote(from, h) && strcmp(p->name, h->name) == 0)
+            return error_set(err, STATUS_REFUSED, "a process of this name is up on another host");
+    }
+    if (from->user[0] && strcmp(from->user, h->name) != 0)
+        return error_set(err, STATUS_REFUSED,
+                         "your key is that of \"%s\" in the run's keys/allowed, not of \"%s\"", from->user,
+                         h->name);
+    return check_numerics(o, from, h, err);
 }
 
 static struct peer *peer_slot(struct orch *o, const struct msg_hello *h)
@@ -174,18 +197,22 @@ static struct peer *peer_slot(struct orch *o, const struct msg_hello *h)
 
 static void on_hello(struct orch *o, const struct wire_peer *from, const struct msg_hello *h)
 {
-    char text[512];
-    if (h->role == ROLE_CLI && strcmp(h->run, o->run_id) == 0) {
+    struct error err;
+    if (h->role == ROLE_CLI && !from->user[0] && strcmp(h->run, o->run_id) == 0) {
         send_welcome(o, from, NULL, true, "");
         return;
     }
-    const char *refusal = hello_refusal(o, h, text, sizeof text);
-    struct peer *p = refusal ? NULL : peer_slot(o, h);
-    if (!refusal && !p)
-        refusal = "too many peers";
-    if (refusal) {
-        orch_warn(o, "hello_refused", "peer=%s cause=\"%s\"", h->name, refusal);
-        send_welcome(o, from, NULL, false, refusal);
+    enum status rc = check_hello(o, from, h, &err);
+    struct peer *p = rc ? NULL : peer_slot(o, h);
+    if (!rc && !p)
+        rc = error_set(&err, STATUS_REFUSED, "too many peers");
+    if (rc) {
+        char name[4 * PEERS_NAME], cause[sizeof err.text];
+        if (rc != STATUS_REFUSED)
+            return;
+        orch_warn(o, "hello_refused", "peer=%s cause=%s", log_quote(h->name, name, sizeof name),
+                  log_quote(err.text, cause, sizeof cause));
+        send_welcome(o, from, NULL, false, err.text);
         return;
     }
     bool same = p->role && p->pid == h->pid && p->restarts == h->restarts && strcmp(p->name, h->name) == 0;
@@ -202,7 +229,7 @@ static void on_hello(struct orch *o, const struct wire_peer *from, const struct 
     p->wire = *from;
     p->up = true;
     p->seen_ms = p->progress_ms = now;
-    p->remote = h->remote;
+    p->remote = is_remote(from, h);
     p->kv_tokens = h->kv_tokens;
     p->max_running = h->max_running;
     // A version counts only when it is the one of this run: the hash tells.
@@ -220,7 +247,7 @@ static void on_hello(struct orch *o, const struct wire_peer *from, const struct 
     send_welcome(o, from, p, true, "");
     if (p->role == ROLE_TRAINER)
         trainer_after_welcome(o);
-    else
+    else if (!again || now - p->hello_ms >= HELLO_TOGETHER_MS)
         router_engine_resend(o, p);
     p->hello_ms = now;
     orch_kick(o);
@@ -255,8 +282,32 @@ static void on_chunk_request(struct orch *o, struct peer *p, const struct msg_ch
     peers_send(o, p, &m); // when it does not fit it is asked for again
 }
 
+// Whoever holds a listed key is an engine of the run (peers.h, 5), and this is what an engine says.
+static bool engine_says(enum msg_type t)
+{
+    switch (t) {
+    case MSG_HELLO:
+    case MSG_PONG:
+    case MSG_TOKEN_DATA:
+    case MSG_LOADED:
+    case MSG_CHUNK_REQUEST:
+    case MSG_TRACE_DONE:
+        return true;
+    default:
+        return false;
+    }
+}
+
 void peers_on_message(struct orch *o, const struct wire_peer *from, const struct msg *m)
 {
+    if (from->user[0] && !engine_says(m->type)) {
+        log_event(LOG_WARN, "message_refused",
+                  "user=%s type=%s cause=\"no message for an engine of another host\"", from->user,
+                  msg_type_name(m->type));
+        if (m->type == MSG_QUERY)
+            query_refuse(o, from, &m->query);
+        return;
+    }
     if (m->type == MSG_HELLO) {
         on_hello(o, from, &m->hello);
         return;

@@ -5,6 +5,8 @@
 //   2. One engine per name, one trainer: a newer incarnation replaces the older, whose jobs move on.
 //   3. Silence beyond orchestrator.silence_ms = down: out of the routes until the next HELLO.
 //   4. serial tells incarnations apart; what refers to a peer later on does so by serial.
+//   5. What comes over tcp names a key (wire_peer.user). Its holder is the engine of that name and nothing else: it is heard as an
+//      engine of another host, and neither queries nor words of a trainer are taken from it, nor the run's numerics_id.
 #ifndef ORCHESTRATOR_PEERS_H
 #define ORCHESTRATOR_PEERS_H
 
@@ -25,7 +27,8 @@ struct peer {
     struct wire_peer wire;
     char name[PEERS_NAME];
     int64_t pid, restarts;
-    int64_t seen_ms, hello_ms;
+    int64_t seen_ms;
+    int64_t hello_ms;     // last HELLO
     struct msg_ping load; // last PONG
     // engine
     uint64_t name_hash;
@@ -33,7 +36,7 @@ struct peer {
     int64_t announced;               // VERSION sent for, -1 = none
     int64_t retry_version, retry_ms; // after a failed load: this version is not announced again before
     int64_t kv_tokens, max_running;
-    int64_t progress_ms; // last TOKENS
+    int64_t progress_ms; // last new tokens
     bool probed;         // compared with the trainer, or being so (check.h)
     struct job_list jobs;
 };

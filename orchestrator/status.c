@@ -8,6 +8,7 @@
 
 #include "base/file.h"
 #include "base/log.h"
+#include "base/utf8.h"
 #include "orchestrator/orch.h"
 
 static const char *state_name(const struct orch *o)
@@ -112,7 +113,10 @@ json_t *status_json(struct orch *o)
             j, "eval",
             json_pack("{s:s, s:i, s:i}", "label", o->eval.label, "done", o->eval.n_done, "of", o->eval.n));
     json_object_set_new(j, "processes", processes(o));
-    json_object_set_new(j, "last_error", o->last_error[0] ? json_string(o->last_error) : json_null());
+    char last_error[sizeof o->last_error]; // a warning's may be cut
+    snprintf(last_error, sizeof last_error, "%s", o->last_error);
+    utf8_mend(last_error);
+    json_object_set_new(j, "last_error", last_error[0] ? json_string(last_error) : json_null());
     return j;
 }
 
@@ -173,25 +177,38 @@ static enum status run_verb(struct orch *o, const char *verb, const json_t *args
     return STATUS_OK;
 }
 
+// Consumes j.
+static void reply(struct orch *o, const struct wire_peer *to, const struct msg_query *q, enum status rc,
+                  json_t *j)
+{
+    char *text = json_text(j);
+    struct msg m = {.type = MSG_REPLY, .reply = {.id = q->id, .status = rc, .json = text}};
+    struct error ignored;
+    if (wire_send(o->wire, to, &m, &ignored))
+        log_event(LOG_DEBUG, "reply_lost", "verb=%s", q->verb); // who asked asks again
+    free(text);
+    json_decref(j);
+}
+
+void query_refuse(struct orch *o, const struct wire_peer *from, const struct msg_query *q)
+{
+    reply(o, from, q, STATUS_REFUSED,
+          json_pack("{s:s}", "error", "queries are answered on the run's own host only"));
+}
+
 void query_on_message(struct orch *o, const struct wire_peer *from, const struct msg_query *q)
 {
     struct error err;
-    json_t *args = NULL, *reply = NULL;
+    json_t *args = NULL, *answer = NULL;
     enum status rc = STATUS_OK;
     if (q->args && q->args[0])
         rc = json_parse(q->args, strlen(q->args), "query arguments", &args, &err);
     if (!args)
         args = json_object();
     if (!rc)
-        rc = run_verb(o, q->verb, args, &reply, &err);
+        rc = run_verb(o, q->verb, args, &answer, &err);
     if (rc)
-        reply = json_pack("{s:s}", "error", err.text);
-    char *text = json_text(reply);
-    struct msg m = {.type = MSG_REPLY, .reply = {.id = q->id, .status = rc, .json = text}};
-    struct error ignored;
-    if (wire_send(o->wire, from, &m, &ignored))
-        log_event(LOG_DEBUG, "reply_lost", "verb=%s", q->verb); // who asked asks again
-    free(text);
-    json_decref(reply);
+        answer = json_pack("{s:s}", "error", err.text);
+    reply(o, from, q, rc, answer);
     json_decref(args);
 }

@@ -319,6 +319,18 @@ static int receive_part(struct wire *w, zmq_msg_t *part, bool *ret_more)
     return 0;
 }
 
+// The connection's user id goes with what it sent; the routing id before that is libzmq's own making and has none. zap.c gives none
+// that is too long.
+static bool take_user(zmq_msg_t *part, struct wire_peer *ret)
+{
+    const char *user = zmq_msg_gets(part, "User-Id");
+    size_t n = user ? strlen(user) : 0;
+    if (n > WIRE_USER_MAX)
+        return false;
+    memcpy(ret->user, user ? user : "", n + 1);
+    return true;
+}
+
 // A whole multipart message into w->in; surplus parts are thrown away and make it garbage (*ret_whole = false).
 static int receive_parts(struct wire *w, struct wire_peer *peer, bool *ret_whole)
 {
@@ -340,6 +352,8 @@ static int receive_parts(struct wire *w, struct wire_peer *peer, bool *ret_whole
     while (more) {
         if ((e = receive_part(w, &part, &more)) != 0)
             return e;
+        if (w->router && w->n_in == 0)
+            whole = take_user(&part, peer) && whole;
         if (w->n_in < CODEC_FRAMES) {
             zmq_msg_init(&w->in[w->n_in]);
             zmq_msg_move(&w->in[w->n_in++], &part);

@@ -17,16 +17,19 @@
 struct wire;
 
 #define WIRE_PEER_MAX 64
-struct wire_peer { // routing id of a connection on a ROUTER
-    uint8_t id[WIRE_PEER_MAX];
+#define WIRE_USER_MAX 63
+struct wire_peer {             // a connection on a ROUTER
+    uint8_t id[WIRE_PEER_MAX]; // routing id: what the other side calls itself, which proves nothing
     int32_t n;
+    // Whose key it showed, by the name on the list; "" without CURVE, that is from this host.
+    char user[WIRE_USER_MAX + 1];
 };
 
 struct wire_curve {         // NULL = no CURVE (ipc only; tcp without CURVE is refused except on loopback)
     const char *secret_key; // Z85, 40 characters: own
     const char *public_key; // own
     const char *server_key; // DEALER: the server's public key
-    const char *allow_file; // ROUTER: file of client public keys, one a line
+    const char *allow_file; // ROUTER: file of client public keys, one a line: KEY NAME (zap.h)
 };
 
 // Endpoints are "ipc:///PATH" (or just "/PATH", as run_socket gives it) and "tcp://HOST:PORT"; CURVE is used on tcp only.

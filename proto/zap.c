@@ -11,6 +11,8 @@
 
 #include "base/file.h"
 #include "base/mem.h"
+#include "base/utf8.h"
+#include "proto/wire.h"
 
 #define KEY_BYTES 32
 #define KEY_Z85   40
@@ -24,7 +26,10 @@ struct zap {
     pthread_t thread;
 };
 
-static bool key_allowed(const char *allow_file, const uint8_t key[KEY_BYTES])
+// The user id of a key on the list: the word beside it. A key that stands alone is called by itself, since an empty user id would
+// not be told from a connection without keys; so is one whose word is too long.
+static bool key_allowed(const char *allow_file, const uint8_t key[KEY_BYTES],
+                        char ret_user[WIRE_USER_MAX + 1])
 {
     char z85[KEY_Z85 + 1], *text = NULL;
     size_t n;
@@ -36,6 +41,13 @@ static bool key_allowed(const char *allow_file, const uint8_t key[KEY_BYTES])
         line += strspn(line, " \t\r\n");
         size_t length = strcspn(line, " \t\r\n");
         found = *line != '#' && length == KEY_Z85 && memcmp(line, z85, KEY_Z85) == 0;
+        if (!found)
+            continue;
+        const char *word = line + length + strspn(line + length, " \t");
+        size_t n_word = *word == '#' ? 0 : strcspn(word, " \t\r\n");
+        bool named = n_word > 0 && n_word <= WIRE_USER_MAX && utf8_valid_prefix(word, n_word) == n_word;
+        memcpy(ret_user, named ? word : z85, named ? n_word : KEY_Z85);
+        ret_user[named ? n_word : KEY_Z85] = 0;
     }
     free(text);
     return found;
@@ -76,13 +88,13 @@ static bool frame_is(const struct request *r, int i, const char *text)
     return r->bytes[i] == (int)strlen(text) && memcmp(r->frame[i], text, strlen(text)) == 0;
 }
 
-static bool request_allowed(const struct zap *z, const struct request *r)
+static bool request_allowed(const struct zap *z, const struct request *r, char ret_user[WIRE_USER_MAX + 1])
 {
     return r->whole && r->n == N_REQUEST && frame_is(r, 0, "1.0") && frame_is(r, 5, "CURVE") &&
-           r->bytes[6] == KEY_BYTES && key_allowed(z->allow_file, r->frame[6]);
+           r->bytes[6] == KEY_BYTES && key_allowed(z->allow_file, r->frame[6], ret_user);
 }
 
-static void request_answer(void *socket, const struct request *r, bool allowed)
+static void request_answer(void *socket, const struct request *r, bool allowed, const char *user)
 {
     const char *code = allowed ? "200" : "400", *text = allowed ? "OK" : "this key is not on the list";
     int n_id = r->whole && r->n > 1 ? r->bytes[1] : 0;
@@ -91,16 +103,19 @@ static void request_answer(void *socket, const struct request *r, bool allowed)
     zmq_send(socket, r->frame[1], (size_t)n_id, ZMQ_SNDMORE);
     zmq_send(socket, code, 3, ZMQ_SNDMORE);
     zmq_send(socket, text, strlen(text), ZMQ_SNDMORE);
-    zmq_send(socket, "", 0, ZMQ_SNDMORE); // user id
-    zmq_send(socket, "", 0, 0);           // metadata
+    zmq_send(socket, user, strlen(user), ZMQ_SNDMORE);
+    zmq_send(socket, "", 0, 0); // metadata
 }
 
 static void *zap_main(void *arg)
 {
     struct zap *z = arg;
     struct request request;
-    while (request_receive(z->socket, &request))
-        request_answer(z->socket, &request, request_allowed(z, &request));
+    while (request_receive(z->socket, &request)) {
+        char user[WIRE_USER_MAX + 1] = "";
+        bool allowed = request_allowed(z, &request, user);
+        request_answer(z->socket, &request, allowed, user);
+    }
     zmq_close(z->socket);
     return NULL;
 }

@@ -3,9 +3,9 @@
 # knows nothing of the run's: the engine is told no path. A second one whose key is not on the list never gets in.
 . "$(dirname "$0")/lib.sh"
 
-# engine_start NAME FOLDER: an engine that joins the run; its pid in $engine_pid.
+# engine_start NAME FOLDER [OPTION…]: an engine that joins the run; its pid in $engine_pid.
 engine_start() {
-  nice -n 5 "$bin/ooze-rollout" --connect "$address" --run "$2" --name "$1" >"$tmp/$1.out" 2>"$tmp/$1.err" &
+  nice -n 5 "$bin/ooze-rollout" --connect "$address" --run "$2" --name "$1" "${@:3}" >"$tmp/$1.out" 2>"$tmp/$1.err" &
   engine_pid=$!
 }
 mode_of() { stat -c %a "$1"; }
@@ -42,19 +42,32 @@ sed -i '/engine-stranger/d' "$run/keys/allowed" # withdrawn
 
 say "an engine joins and works"
 engine_start engine-stranger "$stranger" && stranger_pid=$engine_pid
-engine_start engine-x "$join" && joined_pid=$engine_pid
+engine_start engine-x "$join" --threads 2 && joined_pid=$engine_pid
 wait_for "engine-x up" engine_has '.state == "up"'
 wait_for "weights on engine-x" engine_has '.version >= 0'
 wait_for "tokens of engine-x" engine_has '.generated_tokens > 0'
 wait_for "newer weights on engine-x" engine_has '.version >= 8'
 [ "$(pid_of engine-x)" = "$joined_pid" ] || fail "another process has the name"
 grep -q 'event=fetched .*bytes=[1-9]' "$tmp/engine-x.err" || fail "the weights of engine-x did not come over the connection"
+grep -q 'event=ready device=".*, 2 threads"' "$tmp/engine-x.err" || fail "not the threads that were asked for on its host"
 engine_has .remote || fail "engine-x passes for one of this host"
 
 say "a name that is taken by a process of the other host"
 engine_start engine-0 "$join"
 wait_end "$engine_pid"
 [ "$code" -eq 1 ] && grep -q 'another host' "$tmp/engine-0.err" || fail "a second engine-0 was not refused (code $code)"
+
+say "a name that is not the key's"
+engine_start engine-z "$join"
+wait_end "$engine_pid"
+[ "$code" -eq 1 ] && grep -q 'your key is that of' "$tmp/engine-z.err" || fail "engine-z came in with the key of engine-x (code $code)"
+
+say "an engine's key is good for an engine's words"
+for verb in stop status task_list; do
+  answer=$("$helpers/engine_asks" "$address" "$join" $verb) || fail "no answer to $verb"
+  [[ $answer == REFUSED\ * ]] || fail "$verb by an engine's key: $answer"
+done
+"$ooze" status --json "$run" | jq -e '.state != "stopping"' >/dev/null || fail "an engine's key stopped the run"
 
 wait_for "the stranger's complaint" grep -q no_answer "$tmp/engine-stranger.err"
 

@@ -171,18 +171,30 @@ static void test_curve(void **state)
     OK(wire_bind("tcp://127.0.0.1:*", &as_server, &s, &err));
     OK(wire_connect(wire_address(s), "friend", &as_friend, &c, &err));
     converse(s, c, &peer);
+    assert_string_equal(peer.user, friend.public); // it has no other name
     wire_close(c);
     OK(wire_connect(wire_address(s), "stranger", &as_stranger, &c, &err));
     OK(wire_send(c, NULL, &hello, &err));
     assert_true(silent(s, 500));
     wire_close(c);
     // admitted at its next connection once its key is on the list: the server needs no new start
-    snprintf(text, sizeof(text), "%s\n%s\n", friend.public, stranger.public);
+    snprintf(text, sizeof(text), "%s engine-f\n%s\t engine-s \n", friend.public, stranger.public);
     OK(file_write_atomic(allow, text, strlen(text), 0600, &err));
-    OK(wire_connect(wire_address(s), "stranger", &as_stranger, &c, &err));
+    OK(wire_connect(wire_address(s), "engine-f", &as_stranger, &c, &err));
     converse(s, c, &peer);
-    assert_memory_equal(peer.id, "stranger", 8);
+    assert_memory_equal(peer.id, "engine-f", 8); // what it calls itself
+    assert_string_equal(peer.user, "engine-s");  // whose key it is
     wire_close(c);
+    static const char *const no_names[] = {
+        "# a comment", "0123456789012345678901234567890123456789012345678901234567890123", "caf\xC3"};
+    for (size_t i = 0; i < sizeof(no_names) / sizeof(no_names[0]); i++) {
+        snprintf(text, sizeof(text), "%s engine-f\n%s %s\n", friend.public, stranger.public, no_names[i]);
+        OK(file_write_atomic(allow, text, strlen(text), 0600, &err));
+        OK(wire_connect(wire_address(s), "stranger", &as_stranger, &c, &err));
+        converse(s, c, &peer);
+        assert_string_equal(peer.user, stranger.public);
+        wire_close(c);
+    }
     // without keys, and with the wrong server key
     OK(wire_connect(wire_address(s), "plain", NULL, &c, &err));
     OK(wire_send(c, NULL, &hello, &err));
@@ -216,7 +228,11 @@ static void test_curve_beside_ipc(void **state)
     OK(wire_connect(ipc, "local", NULL, &local, &err));
     OK(wire_connect(tcp, "remote", &as_friend, &remote, &err));
     converse(s, local, &peer);
+    assert_string_equal(peer.user, "");
     converse(s, remote, &peer);
+    assert_string_equal(peer.user, friend.public);
+    converse(s, local, &peer);
+    assert_string_equal(peer.user, "");
     OK(wire_connect(tcp, "plain", NULL, &plain, &err));
     OK(wire_send(plain, NULL, &hello, &err));
     assert_true(silent(s, 300));
