@@ -3,7 +3,7 @@
 //
 //   bench_profile [train|b1|b32|b256|prefill]… [--isa NAME] [--threads N] [--pin on|off] [--models DIR] [--kv auto|f32|bf16|fp8] [--dtype f32|bf16|fp8]
 //
-// SmolLM2-135M; without a name all but b256. train: 4 sequences of 1,024 tokens, bf16, AdamW. b1, b32: steps of one token of 1 and of 32
+// SmolLM2-135M; without a name all but b256. train: 4 sequences of 1,024 tokens, otherwise as the row train-step. b1, b32: steps of one token of 1 and of 32
 // sequences at a context of 256; b256: 256 sequences, 32 tokens after prompts of 64; prefill: 8 prompts of 512 tokens; all FP8 with bf16 keys and values unless said otherwise. Times are wall
 // clock on the thread that calls the ops, so on a busy machine they show the neighbours, too; the median step of several is printed.
 // Bytes are those that must move at least (kernels/observe.h): an op whose operands stay in a cache goes beyond 100 % of the bandwidth.
@@ -252,25 +252,6 @@ static struct msg_prepare tokens_make(struct tokens *t, int64_t vocab)
                                 .temperatures = t->temperatures};
 }
 
-static void train_config(const struct options *o, struct run_config *c)
-{
-    c->seed = 1;
-    c->model = subject_model;
-    c->trainer.dtype = RUN_BF16;
-    c->trainer.recompute = true;
-    c->trainer.threads = o->subject.threads;
-    c->trainer.micro_batch_tokens = TRAIN_ROWS;
-    snprintf(c->trainer.isa, sizeof c->trainer.isa, "%s", o->subject.isa);
-    c->n_stages = 1;
-    c->stages[0] = (struct run_stage){
-        .kind = RUN_STAGE_RL,
-        .loss = RUN_LOSS_PPO_CLIP,
-        .eps_low = 0.2,
-        .eps_high = 0.28,
-        .max_context = 2048,
-        .optimizer = {.beta1 = 0.9, .beta2 = 0.95, .eps = 1e-8, .weight_decay = 0.1, .clip_grad_norm = 1}};
-}
-
 static enum status profile_train(const struct options *o, struct error *err)
 {
     struct run_config *config = mem_must(1, sizeof *config);
@@ -279,7 +260,9 @@ static enum status profile_train(const struct options *o, struct error *err)
     struct profile *p = mem_must(1, sizeof *p);
     struct trainer *t = NULL;
     const struct observer watch = {.ctx = p, .before = op_before, .after = op_after};
-    train_config(o, config);
+    subject_train_config(config);
+    config->trainer.threads = o->subject.threads;
+    snprintf(config->trainer.isa, sizeof config->trainer.isa, "%s", o->subject.isa);
     enum status rc = trainer_open(config, "", &t, err);
     if (rc || (rc = trainer_restart(t, err)))
         goto out;

@@ -269,22 +269,6 @@ static int table(struct bench *b)
     return 0;
 }
 
-static void config_init(struct run_config *c)
-{
-    c->seed = 1;
-    c->trainer.dtype = RUN_BF16;
-    c->trainer.recompute = RUN_RECOMPUTE_FALSE;
-    snprintf(c->trainer.isa, sizeof c->trainer.isa, "auto");
-    c->n_stages = 1;
-    c->stages[0] = (struct run_stage){
-        .kind = RUN_STAGE_RL,
-        .loss = RUN_LOSS_PPO_CLIP,
-        .eps_low = 0.2,
-        .eps_high = 0.28,
-        .max_context = 2048,
-        .optimizer = {.beta1 = 0.9, .beta2 = 0.95, .eps = 1e-8, .weight_decay = 0.1, .clip_grad_norm = 1}};
-}
-
 // One option with a value; false: not known.
 static bool option(struct bench *b, const char *name, const char *value)
 {
@@ -318,7 +302,7 @@ static bool option(struct bench *b, const char *name, const char *value)
 int main(int argc, char **argv)
 {
     struct bench b = {.shape = shapes[0], .steps = 2, .config = mem_must(1, sizeof *b.config)};
-    config_init(b.config);
+    subject_train_config(b.config);
     for (int i = 1; i < argc; i++) {
         if (strcmp(argv[i], "--serve") == 0) {
             b.serve = true;

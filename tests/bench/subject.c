@@ -32,6 +32,24 @@ const struct run_model subject_model = {.arch = "llama",
                                         .rms_eps = 1e-5,
                                         .tie_embeddings = true};
 
+void subject_train_config(struct run_config *c)
+{
+    c->seed = 1;
+    c->model = subject_model;
+    c->trainer.dtype = RUN_BF16;
+    c->trainer.recompute = RUN_RECOMPUTE_FALSE;
+    c->trainer.micro_batch_tokens = 1024;
+    snprintf(c->trainer.isa, sizeof c->trainer.isa, "auto");
+    c->n_stages = 1;
+    c->stages[0] = (struct run_stage){
+        .kind = RUN_STAGE_RL,
+        .loss = RUN_LOSS_PPO_CLIP,
+        .eps_low = 0.2,
+        .eps_high = 0.28,
+        .max_context = 2048,
+        .optimizer = {.beta1 = 0.9, .beta2 = 0.95, .eps = 1e-8, .weight_decay = 0.1, .clip_grad_norm = 1}};
+}
+
 static enum status read_master(struct subject *s, const char *models, float **ret, struct error *err)
 {
     char dir[1024];

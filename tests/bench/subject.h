@@ -13,6 +13,10 @@
 // Its shape, as a run's configuration says it.
 extern const struct run_model subject_model;
 
+// The configuration of a training step of it, as the rows train-* and the profile run it: bf16, one sequence of 1,024 tokens at a time,
+// nothing computed twice, AdamW. c is all zeros before; whoever wants another shape, class or number of threads sets it afterwards.
+void subject_train_config(struct run_config *c);
+
 struct subject_options {
     const char *isa, *models; // "auto"; NULL = random weights
     int threads;              // 0 = all cores
