@@ -1,7 +1,8 @@
 // The router; see router.h for the invariants. Runs on the loop's thread.
 //
 //   router_start ─► waiting ── job_send ─► at an engine ── router_on_tokens(finish) ─► episode_on_tokens ─► router_done (ACK)
-//                      ▲                        │
+//                      ▲                        │ ▲
+//                      │                        │ └── job_send again: tokens missing, or none for silence_ms
 //                      └── job_requeue ◄────────┘ engine lost, aborted, error, no progress (job_complete when nothing is left)
 #include "orchestrator/router.h"
 
@@ -144,6 +145,7 @@ static void job_requeue(struct orch *o, struct job *j)
     list_remove(job_home(o, j), j);
     j->engine = NULL;
     j->base = j->n;
+    j->gaps = 0;
     j->finish = FINISH_NONE;
     if (j->n && j->spans[j->n_spans - 1].version > j->min_version)
         j->min_version = j->spans[j->n_spans - 1].version;
@@ -192,6 +194,8 @@ static bool job_send(struct orch *o, struct job *j, struct peer *p)
         m.job.sampling.min_new = j->sampling.min_new > j->base ? j->sampling.min_new - j->base : 0;
     }
     bool sent = peers_send(o, p, &m);
+    if (sent)
+        j->said_ms = orch_now(o);
     free(ids);
     return sent;
 }
@@ -200,7 +204,7 @@ void router_engine_resend(struct orch *o, struct peer *p)
 {
     for (struct job *j = p->jobs.first; j; j = j->next)
         if (!job_send(o, j, p))
-            return; // the no-progress limit takes care of it
+            return; // jobs_check says it
 }
 
 int router_choose(uint64_t session, const uint64_t *names, const int *load, const int *room, int n)
@@ -268,6 +272,32 @@ static struct peer *engine_for(const struct choice *c, const struct job *j)
     return k < 0 ? NULL : engines[k];
 }
 
+// JOB may have been lost, or TOKENS, which looks just like waiting in the engine's queue: it is said again after silence_ms without
+// progress, then after pauses that double. A job that does wait is known there, and nothing of it is there to be repeated.
+static bool job_is_due(const struct orch *o, const struct job *j, int64_t now)
+{
+    int64_t pause = now - j->said_ms;
+    return j->finish == FINISH_NONE && now - j->progress_ms > o->cfg->orchestrator.silence_ms &&
+           pause > o->cfg->orchestrator.silence_ms && pause > j->said_ms - j->progress_ms;
+}
+
+static void jobs_check(struct orch *o, struct peer *p, int64_t now)
+{
+    int64_t lease_ms = o->cfg->orchestrator.lease_ms;
+    for (struct job *j = p->jobs.first, *next; j; j = next) {
+        next = j->next;
+        // Waiting in the engine's own queue is no failure as long as the engine makes tokens.
+        if (now - j->progress_ms > lease_ms && now - p->progress_ms > lease_ms) {
+            log_event(LOG_WARN, "job_stuck", "engine=%s job=%llu tokens=%d", p->name,
+                      (unsigned long long)j->id, j->n);
+            send_cancel(o, p, j->id);
+            job_requeue(o, j);
+        } else if (job_is_due(o, j, now) && !job_send(o, j, p)) {
+            return; // its queue is full: in a second
+        }
+    }
+}
+
 void router_pump(struct orch *o)
 {
     int64_t now = orch_now(o);
@@ -293,20 +323,8 @@ void router_pump(struct orch *o)
     if (now < o->router_check_ms)
         return;
     o->router_check_ms = now + 1000;
-    for (int i = 0; i < PEERS_MAX; i++) {
-        struct peer *p = &o->peers.v[i];
-        for (struct job *j = p->jobs.first, *next; j; j = next) {
-            next = j->next;
-            // Waiting in the engine's own queue is no failure as long as the engine makes tokens.
-            if (now - j->progress_ms > o->cfg->orchestrator.lease_ms &&
-                now - p->progress_ms > o->cfg->orchestrator.lease_ms) {
-                log_event(LOG_WARN, "job_stuck", "engine=%s job=%llu tokens=%d", p->name,
-                          (unsigned long long)j->id, j->n);
-                send_cancel(o, p, j->id);
-                job_requeue(o, j);
-            }
-        }
-    }
+    for (int i = 0; i < PEERS_MAX; i++)
+        jobs_check(o, &o->peers.v[i], now);
 }
 
 static void job_add_tokens(struct job *j, const struct msg_tokens *t, int32_t skip)
@@ -348,12 +366,18 @@ static void job_add_tokens(struct job *j, const struct msg_tokens *t, int32_t sk
     j->n += n;
 }
 
-// What a TOKENS message says against what is held: NULL when it fits, else what is wrong.
-static const char *tokens_misfit(const struct job *j, const struct msg_tokens *t, int32_t *ret_skip)
+// The newest weights that tokens can be of. What the engines hold may have to be made again first, after a loss of the files: then it
+// is the newest that were committed.
+static int64_t newest_version(const struct orch *o)
 {
-    int32_t have = j->n - j->base, skip = have - t->offset;
-    if (skip < 0)
-        return "tokens are missing before these";
+    return o->weights.version >= 0 ? o->weights.version : o->committed_steps;
+}
+
+// What a TOKENS message that leaves no gap says against what is held: NULL when it fits, else what is wrong.
+static const char *tokens_misfit(const struct orch *o, const struct job *j, const struct msg_tokens *t,
+                                 int32_t *ret_skip)
+{
+    int32_t skip = j->n - j->base - t->offset;
     if (skip > t->n)
         skip = t->n;
     int32_t at = j->base + t->offset;
@@ -361,11 +385,27 @@ static const char *tokens_misfit(const struct job *j, const struct msg_tokens *t
         return "repeated tokens differ from the first time";
     if (j->n + t->n - skip > j->sampling.max_new)
         return "more tokens than were asked for";
+    if (t->n_spans && t->spans[t->n_spans - 1].version > newest_version(o))
+        return "weights version that this run does not have";
     if (t->n > skip && j->n_spans && t->n_spans &&
         t->spans[t->n_spans - 1].version < j->spans[j->n_spans - 1].version)
         return "weights version goes back";
     *ret_skip = skip;
     return NULL;
+}
+
+// Tokens before these were lost, as can happen when a connection breaks and mends: the engine is told once, and again when nothing
+// comes of it (jobs_check). False when it goes on so for too long.
+static bool gap_mended(struct orch *o, struct job *j, const struct msg_tokens *t)
+{
+    if (++j->gaps > ROUTER_GAPS_MAX)
+        return false;
+    if (j->gaps == 1) {
+        log_event(LOG_INFO, "tokens_missing", "engine=%s job=%llu have=%d offset=%d", j->engine->name,
+                  (unsigned long long)j->id, j->n - j->base, t->offset);
+        job_send(o, j, j->engine); // not sent: jobs_check
+    }
+    return true;
 }
 
 void router_on_tokens(struct orch *o, struct peer *p, const struct msg_tokens *t)
@@ -376,8 +416,10 @@ void router_on_tokens(struct orch *o, struct peer *p, const struct msg_tokens *t
         return;
     }
     int32_t skip = 0;
-    const char *wrong = tokens_misfit(j, t, &skip);
-    j->progress_ms = p->progress_ms = orch_now(o);
+    bool gap = t->offset > j->n - j->base;
+    if (gap && gap_mended(o, j, t))
+        return;
+    const char *wrong = gap ? "tokens are missing before these" : tokens_misfit(o, j, t, &skip);
     if (wrong) {
         log_event(LOG_WARN, "tokens_refused", "engine=%s job=%llu offset=%d n=%d cause=\"%s\"", p->name,
                   (unsigned long long)t->job, t->offset, t->n, wrong);
@@ -385,6 +427,9 @@ void router_on_tokens(struct orch *o, struct peer *p, const struct msg_tokens *t
         job_requeue(o, j);
         return;
     }
+    j->gaps = 0;
+    if (t->n > skip || t->finish != FINISH_NONE)
+        j->progress_ms = p->progress_ms = orch_now(o);
     if (t->n > skip) {
         o->router.generated_tokens += t->n - skip;
         job_add_tokens(j, t, skip);

@@ -7,6 +7,9 @@
 //   3. Streamed tokens are never sampled twice: after a loss the rest is issued as a new job whose prefix includes them, whose
 //      min_version is that of the last of them, and whose Philox key is the same.
 //   4. ACK follows the commit of the tokens (journal.h). A job the router does not know is cancelled at whoever speaks of it.
+//   5. No job waits for a word that was lost. An engine that knows the job repeats at a JOB what is not acknowledged, and one that does
+//      not begins it: so JOB is said again when tokens are missing, and after silence_ms and more without new ones. Only new tokens
+//      and ends count as progress, since the thread that repeats old ones is not the one that makes them.
 #ifndef ORCHESTRATOR_ROUTER_H
 #define ORCHESTRATOR_ROUTER_H
 
@@ -21,6 +24,8 @@ struct peer;
 struct episode;
 
 #define ROUTER_ISSUES_MAX 8 // times one turn is issued before its episode fails with reason engine
+// TOKENS with others missing before them that are borne: those that were on their way when the engine was told, and a few losses.
+#define ROUTER_GAPS_MAX 64
 
 struct job {
     uint64_t id; // changes with every issue
@@ -44,7 +49,9 @@ struct job {
     struct msg_kv *kv;
     enum msg_finish finish;
     int issues;
-    int64_t progress_ms; // last sign of life
+    int gaps;            // TOKENS that did not continue ours, since the last that did
+    int64_t said_ms;     // last JOB
+    int64_t progress_ms; // last new tokens, or the issue
     int32_t cached_tokens;
 };
 

@@ -371,6 +371,10 @@ static void test_versions(void **state)
     send_job(s, 1, 1, 400, 0);
     send_job(s, 2, 1, 20, 1); // waits for version 1
     run_for(s, 30);
+    // Said again because nothing is heard of it: it goes on waiting, and there is nothing to repeat.
+    send_job(s, 2, 1, 20, 1);
+    run_for(s, 30);
+    assert_int_equal(s->messages[2], 0);
     assert_int_equal(s->jobs[2].n, 0);
     write_weights(s, 41, 1, path, hash);
     strcpy(broken, hash);
@@ -386,6 +390,11 @@ static void test_versions(void **state)
     wait_int(s, &s->jobs[2].finish, FINISH_LENGTH);
     assert_int_equal(s->jobs[1].n, 400);
     assert_int_equal(s->jobs[2].spans[0].version, 1);
+    assert_int_equal(s->jobs[2].n, 20);
+    ping(s, 1);
+    wait_int(s, &s->n_pong, 1);
+    assert_int_equal(s->pong.generated_tokens, 420); // each once
+
     announce(s, 0, path, hash); // older: ignored
     announce(s, 1, path, hash); // held: said again
     wait_int(s, &s->n_loaded, 4);
