@@ -4,9 +4,12 @@
 #include <stdatomic.h>
 
 #include "base/clock.h"
+#include "kernels/amx/amx.h"
+#include "kernels/cpu.h"
 
-#define CHAINS 24     // independent accumulators: latency times throughput, twice over
-#define ROUNDS 100000 // of one repetition
+#define CHAINS      24     // independent accumulators: latency times throughput, twice over
+#define ROUNDS      100000 // of one repetition
+#define ROUNDS_TILE 16000  // of products of tiles, 64 cycles each
 
 #if defined(__x86_64__)
 typedef float wide __attribute__((vector_size(64)));
@@ -31,6 +34,7 @@ LOOP_DEFINE(dot_wide, "avx512f,avx512bf16", wide, CHAINS, "vdpbf16ps")
 
 struct loop {
     float (*fn)(int64_t n);
+    int64_t rounds;
     _Atomic float sink; // of whichever thread ends last
 };
 
@@ -49,20 +53,20 @@ static void loop_task(void *ctx, int task, int thread)
     (void)task;
     (void)thread;
     struct loop *l = ctx;
-    atomic_store_explicit(&l->sink, l->fn(ROUNDS), memory_order_relaxed);
+    atomic_store_explicit(&l->sink, l->fn(l->rounds), memory_order_relaxed);
 }
 
 // flops: of one round on one thread.
-static double loop_peak(struct device *d, float (*fn)(int64_t), double flops, int repetitions)
+static double loop_peak(struct device *d, float (*fn)(int64_t), int64_t rounds, double flops, int repetitions)
 {
-    struct loop l = {.fn = fn};
+    struct loop l = {.fn = fn, .rounds = rounds};
     int threads = pool_threads(d->pool);
     double best = 0;
     for (int i = 0; i < repetitions; i++) {
         int64_t start = clock_mono_ns(clock_system());
         pool_run(d->pool, threads, loop_task, &l);
         double ns = (double)(clock_mono_ns(clock_system()) - start);
-        double rate = flops * ROUNDS * threads / (ns * 1e-9);
+        double rate = flops * (double)rounds * threads / (ns * 1e-9);
         best = ns > 0 && rate > best ? rate : best;
     }
     return best;
@@ -70,14 +74,19 @@ static double loop_peak(struct device *d, float (*fn)(int64_t), double flops, in
 
 double peak_flops(struct device *d, enum dtype dtype, int repetitions)
 {
+#if OOZE_HAVE_AMX
+    // A device of the class has the system's leave to use tiles; one that computes them in software, as the tests' does, may not.
+    if (dtype == DT_BF16 && d->isa >= ISA_AMX && cpu_has(ISA_AMX))
+        return loop_peak(d, amx_peak, ROUNDS_TILE, AMX_PEAK_FLOPS, repetitions);
+#endif
 #if defined(__x86_64__)
     if (dtype == DT_BF16 && d->isa >= ISA_AVX512BF16)
-        return loop_peak(d, dot_wide, 4.0 * 16 * CHAINS, repetitions);
+        return loop_peak(d, dot_wide, ROUNDS, 4.0 * 16 * CHAINS, repetitions);
     if (d->isa >= ISA_AVX512)
-        return loop_peak(d, fma_wide, 2.0 * 16 * CHAINS, repetitions);
+        return loop_peak(d, fma_wide, ROUNDS, 2.0 * 16 * CHAINS, repetitions);
     if (d->isa == ISA_AVX2)
-        return loop_peak(d, fma_narrow, 2.0 * 8 * CHAINS / 2, repetitions);
+        return loop_peak(d, fma_narrow, ROUNDS, 2.0 * 8 * CHAINS / 2, repetitions);
 #endif
     (void)dtype;
-    return loop_peak(d, scalar_chains, 2.0 * 8, repetitions);
+    return loop_peak(d, scalar_chains, ROUNDS, 2.0 * 8, repetitions);
 }

@@ -1,6 +1,6 @@
 // The kernels of the class amx: products of bf16 pairs on tiles, by TDPBF16PS. All else is avx512bf16's and avx512's.
 //
-// Order of its own (kernels.h, "classes with a bf16 dot product"): K goes in steps of TILE_K inputs from 0. In a step the
+// Order of its own, which kernels.h leaves to the class: K goes in steps of TILE_K inputs from 0. In a step the
 // products of the even inputs and those of the odd ones are two chains, each from 0 and ascending (16 fused multiply-adds of f32);
 // their sum is added to the accumulator, which starts at 0:
 //   acc = acc + (chain(even k of the step)(x_k, w_k) + chain(odd k of the step)(x_k, w_k))
@@ -34,6 +34,11 @@ void AMX(gemm)(struct device *d, const struct gemm_weight *w, int64_t m, struct 
                bool accumulate, float *y, int64_t ldy);
 void AMX(gemm_dw)(struct device *d, enum dtype dtype, int64_t m, int64_t n, int64_t k, struct rows dy,
                   struct rows x, float *dw);
+
+// n rounds of four tile products between registers, all operands 1, on the calling thread. The sum of the accumulators: the number of
+// multiply-adds, exact up to 16,384 rounds.
+#define AMX_PEAK_FLOPS (4 * 2.0 * TILE_DIM * TILE_DIM * TILE_K) // of one round
+float AMX(peak)(int64_t n);
 
 // Packed BF16 and FP8: [ceil(n / PANEL)][ceil(k / TILE_K) * TILE_K / 2][PANEL pairs], inputs and outputs that are not there being 0. A
 // pair-row holds the inputs 2i and 2i+1 of output after output: TILE_DIM of them, TILE_K / 2 pair-rows high, are one tile as

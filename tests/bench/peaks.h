@@ -11,8 +11,8 @@
 // Floating-point operations a second (a multiply-add counts two) of packed f32 multiply-adds in the registers of the
 // device's class: 256 bits for avx2, 512 from avx512 on.
 double peak_fma(struct device *d);
-// The same for the class's fastest product of bf16: the dot product of pairs from avx512bf16 on; classes without one widen
-// to f32, their bound is peak_fma.
+// The same for the class's fastest product of bf16: the dot product of pairs on avx512bf16, of tiles of them on amx; classes without one
+// widen to f32, their bound is peak_fma.
 double peak_bf16(struct device *d);
 
 // Bytes read a second in passes over [p, p + bytes), every thread its share in long runs with the widest loads there are: the
