@@ -10,6 +10,7 @@
 #include "kernels/amx/tile.h"
 #include "kernels/avx512/avx512.h"
 #include "kernels/avx512/lanes.h"
+#include "kernels/avx512bf16/fp8_bf16.h"
 
 #define CHUNK     96                            // rows of x in scratch at a time
 #define PAIR_ROW  (2 * PANEL)                   // elements of a packed pair-row
@@ -38,24 +39,16 @@ struct room {
 
 // ---- FP8 codes as bf16: a table of the low seven bits, the sign put back -------------------------------------------------
 
-#define CODE(q)                                                                                              \
-    ((q) == 127 ? 0x7fc0                                                                                     \
-     : (q) >= 8 ? (((q) >> 3) + 120) << 7 | ((q)&7) << 4                                                     \
-     : (q) >= 4 ? 0x3c00 | ((q)-4) << 5                                                                      \
-     : (q) == 3 ? 0x3bc0                                                                                     \
-     : (q) == 2 ? 0x3b80                                                                                     \
-     : (q) == 1 ? 0x3b00                                                                                     \
-                : 0)
-#define CODES4(q)  CODE(q), CODE((q) + 1), CODE((q) + 2), CODE((q) + 3)
+#define CODES4(q)  FP8_BF16(q), FP8_BF16((q) + 1), FP8_BF16((q) + 2), FP8_BF16((q) + 3)
 #define CODES16(q) CODES4(q), CODES4((q) + 4), CODES4((q) + 8), CODES4((q) + 12)
 #define CODES64(q) CODES16(q), CODES16((q) + 16), CODES16((q) + 32), CODES16((q) + 48)
 
-static const uint16_t FP8_BF16[128] __attribute__((aligned(64))) = {CODES64(0), CODES64(64)};
+static const uint16_t WIDE[128] __attribute__((aligned(64))) = {CODES64(0), CODES64(64)};
 
 static void widen(const uint8_t *codes, int64_t n, uint16_t *to) // n: a multiple of 32
 {
-    const __m512i t0 = _mm512_load_si512(FP8_BF16), t1 = _mm512_load_si512(FP8_BF16 + 32),
-                  t2 = _mm512_load_si512(FP8_BF16 + 64), t3 = _mm512_load_si512(FP8_BF16 + 96);
+    const __m512i t0 = _mm512_load_si512(WIDE), t1 = _mm512_load_si512(WIDE + 32),
+                  t2 = _mm512_load_si512(WIDE + 64), t3 = _mm512_load_si512(WIDE + 96);
     for (int64_t i = 0; i < n; i += 32) {
         __m512i q = _mm512_cvtepu8_epi16(_mm256_loadu_si256((const __m256i *)(const void *)(codes + i)));
         __mmask32 upper = _mm512_test_epi16_mask(q, _mm512_set1_epi16(0x40));

@@ -6,6 +6,7 @@
 #include "kernels/amx/amx.h"
 #include "kernels/avx512/avx512.h"
 #include "kernels/avx512/lanes.h"
+#include "kernels/avx512bf16/bf16_codes.h"
 #include "kernels/ref/ref.h"
 
 size_t AMX(weight_bytes)(enum dtype dtype, int64_t n, int64_t k)
@@ -20,19 +21,7 @@ struct pack {
     char *dst;
 };
 
-// Up to 32 inputs of one output as pairs of bf16, 0 beyond. (A subnormal may become 0: the product reads it as 0 in any case.)
-ALWAYS __m512i bf16_pairs(const struct pack *p, int64_t at, int64_t n)
-{
-    if (p->from == DT_BF16) {
-        __mmask32 m = n >= 32 ? 0xffffffffu : (1u << n) - 1;
-        return _mm512_maskz_loadu_epi16(m, (const uint16_t *)p->src + at);
-    }
-    const float *x = (const float *)p->src + at;
-    v16 lo = v_load_n(x, n), hi = n > 16 ? v_load_n(x + 16, n - 16) : v_zero();
-    return (__m512i)_mm512_cvtne2ps_pbh(hi, lo);
-}
-
-// The same of codes: a pair in the low half of each lane.
+// Up to 32 codes of one output, 0 beyond: a pair in the low half of each lane.
 ALWAYS __m512i code_pairs(const struct pack *p, int64_t at, int64_t n)
 {
     __mmask32 m = n >= 32 ? 0xffffffffu : (1u << n) - 1;
@@ -51,9 +40,9 @@ static void pack_by_outputs(void *ctx, int64_t begin, int64_t end, int thread)
             v16 a[16];
             for (int64_t i = 0; i < 16; i++) {
                 int64_t n = n0 + i, at = n * p->k + k0, left = min_i64(TILE_K, p->k - k0);
-                a[i] = n >= p->n
-                           ? v_zero()
-                           : _mm512_castsi512_ps(fp8 ? code_pairs(p, at, left) : bf16_pairs(p, at, left));
+                a[i] = n >= p->n ? v_zero()
+                       : fp8     ? _mm512_castsi512_ps(code_pairs(p, at, left))
+                                 : bf16_pairs(p->from, p->src, at, left);
             }
             v_transpose(a);
             int64_t size = fp8 ? 1 : 2; // bytes of an element
@@ -69,14 +58,10 @@ static void pack_by_outputs(void *ctx, int64_t begin, int64_t end, int thread)
 }
 
 // Up to 16 neighbours of input k as bf16 in the low halves of the lanes; 0 beyond the matrix.
-ALWAYS __m512i bf16_row(const struct pack *p, int64_t k, int64_t n)
+ALWAYS __m512i input_row(const struct pack *p, int64_t k, int64_t n)
 {
     int64_t left = min_i64(16, p->n - n), at = k * p->n + n;
-    if (k >= p->k || left <= 0)
-        return _mm512_setzero_si512();
-    if (p->from == DT_BF16)
-        return _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(v_mask(left), (const uint16_t *)p->src + at));
-    return _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(v_load_n((const float *)p->src + at, left)));
+    return k < p->k && left > 0 ? bf16_row(p->from, p->src, at, left) : _mm512_setzero_si512();
 }
 
 // src [k, n]
@@ -89,7 +74,7 @@ static void pack_by_inputs(void *ctx, int64_t begin, int64_t end, int thread)
         for (int64_t k = 0; k < k_pad; k += 2)
             for (int64_t n = n0; n < n0 + PANEL; n += 16) {
                 __m512i pairs =
-                    _mm512_or_si512(bf16_row(p, k, n), _mm512_slli_epi32(bf16_row(p, k + 1, n), 16));
+                    _mm512_or_si512(input_row(p, k, n), _mm512_slli_epi32(input_row(p, k + 1, n), 16));
                 _mm512_storeu_si512(p->dst + 2 * (n0 * k_pad + k * PANEL + (n - n0) * 2), pairs);
             }
 }

@@ -3,6 +3,7 @@
 #include <assert.h>
 
 #include "kernels/avx512bf16/avx512bf16.h"
+#include "kernels/avx512bf16/bf16_codes.h"
 #include "kernels/avx512bf16/lanes.h"
 #include "kernels/ref/ref.h"
 
@@ -29,22 +30,6 @@ ALWAYS void line_store(const bool past, void *dst, __m512i line)
         _mm512_storeu_si512(dst, line);
 }
 
-// Up to 32 inputs of one output as bf16 codes, 0 beyond. Integer rounding: subnormals keep their bits, as in ref.
-ALWAYS v16 load_pairs(const enum dtype from, const void *src, int64_t i, int64_t n)
-{
-    if (from == DT_BF16 && n == 32)
-        return v_load((const float *)(const void *)((const uint16_t *)src + i));
-    if (from == DT_BF16) {
-        __mmask32 m = n >= 32 ? 0xffffffffu : (1u << n) - 1;
-        return _mm512_castsi512_ps(_mm512_maskz_loadu_epi16(m, (const uint16_t *)src + i));
-    }
-    const float *p = (const float *)src + i;
-    __m512i lo = v_bf16_high(v_load_n(p, n)),
-            hi = n > 16 ? v_bf16_high(v_load_n(p + 16, n - 16)) : _mm512_setzero_si512();
-    __m512i codes = _mm512_packus_epi32(_mm512_srli_epi32(lo, 16), _mm512_srli_epi32(hi, 16));
-    return _mm512_castsi512_ps(_mm512_permutexvar_epi64(_mm512_setr_epi64(0, 2, 4, 6, 1, 3, 5, 7), codes));
-}
-
 // 16 outputs from n0 on, up to 32 inputs from k0 on.
 ALWAYS void turn_square(const enum dtype from, const struct pack *p, int64_t n0, int64_t k0, int64_t left,
                         const bool whole, const bool past)
@@ -57,7 +42,7 @@ ALWAYS void turn_square(const enum dtype from, const struct pack *p, int64_t n0,
             __builtin_prefetch((const char *)p->src + at * 4 + 64 * PACK_AHEAD);
             __builtin_prefetch((const char *)p->src + at * 4 + 64 * PACK_AHEAD + 64);
         }
-        a[i] = whole || n < p->n ? load_pairs(from, p->src, at, left) : v_zero();
+        a[i] = whole || n < p->n ? bf16_pairs(from, p->src, at, left) : v_zero();
     }
     v_transpose(a);
     uint16_t *dst = (uint16_t *)p->dst + n0 / PANEL * PANEL * p->k_pad + k0 * PANEL + 2 * (n0 % PANEL);
@@ -84,14 +69,6 @@ ALWAYS void pack_turned(const enum dtype from, const struct pack *p, int64_t beg
     }
 }
 
-// Codes of up to 16 neighbours in the lower halves of the lanes.
-ALWAYS __m512i load_row(const enum dtype from, const void *src, int64_t i, int64_t n)
-{
-    if (from == DT_BF16)
-        return _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(v_mask(n), (const uint16_t *)src + i));
-    return _mm512_srli_epi32(v_bf16_high(v_load_n((const float *)src + i, n)), 16);
-}
-
 // src [k, n]
 ALWAYS void pack_cut(const enum dtype from, const struct pack *p, int64_t begin, int64_t end)
 {
@@ -105,9 +82,9 @@ ALWAYS void pack_cut(const enum dtype from, const struct pack *p, int64_t begin,
                 __builtin_prefetch((const char *)p->src + (at + (PACK_AHEAD + 1) * p->n) * size);
                 __m512i a = _mm512_setzero_si512(), b = a;
                 if (cols)
-                    a = load_row(from, p->src, at, cols);
+                    a = bf16_row(from, p->src, at, cols);
                 if (cols && k + 1 < p->k)
-                    b = load_row(from, p->src, at + p->n, cols);
+                    b = bf16_row(from, p->src, at + p->n, cols);
                 int64_t dst = n / PANEL * PANEL * p->k_pad + k * PANEL + 2 * (n % PANEL);
                 _mm512_storeu_si512((uint16_t *)p->dst + dst, _mm512_or_si512(a, _mm512_slli_epi32(b, 16)));
             }

@@ -2,6 +2,7 @@
 #ifndef KERNELS_AVX512BF16_WIDEN_H
 #define KERNELS_AVX512BF16_WIDEN_H
 
+#include "kernels/avx512bf16/fp8_bf16.h"
 #include "kernels/avx512bf16/lanes.h"
 
 #if defined(__AVX512BF16__) && defined(__AVX512VBMI__)
@@ -14,16 +15,8 @@ static inline int64_t widen_place(int64_t c, int64_t j)
     return c % 16 / 4 * 16 + c / 16 * 8 + c % 4 * 2 + j;
 }
 
-#define CODE(q)                                                                                              \
-    ((q) == 127 ? 0x7fc0                                                                                     \
-     : (q) >= 8 ? (((q) >> 3) + 120) << 7 | ((q)&7) << 4                                                     \
-     : (q) >= 4 ? 0x3c00 | ((q)-4) << 5                                                                      \
-     : (q) == 3 ? 0x3bc0                                                                                     \
-     : (q) == 2 ? 0x3b80                                                                                     \
-     : (q) == 1 ? 0x3b00                                                                                     \
-                : 0)
-#define LOW(q)  (uint8_t)(CODE(q) & 0xff)
-#define HIGH(q) (uint8_t)(CODE(q) >> 8)
+#define LOW(q)  (uint8_t)(FP8_BF16(q) & 0xff)
+#define HIGH(q) (uint8_t)(FP8_BF16(q) >> 8)
 #define CODES8(f, q)                                                                                         \
     f((q)), f((q) + 1), f((q) + 2), f((q) + 3), f((q) + 4), f((q) + 5), f((q) + 6), f((q) + 7)
 #define CODES32(f, q) CODES8(f, q), CODES8(f, (q) + 8), CODES8(f, (q) + 16), CODES8(f, (q) + 24)
