@@ -25,7 +25,7 @@
 #include "kernels/device.h"
 
 #define FP8_BLOCK   128  // FP8 weights: one scale per 128 x 128 block
-#define ATTN_BLOCK  32   // keys per step of the online soft-max, counted from position 0 of the sequence
+#define ATTN_BLOCK  32   // keys per step of the online soft-max from the sequence's start; see ATTN_STEP, too
 #define VOCAB_CHUNK 4096 // soft-max statistics over the vocabulary go chunk by chunk
 #define SUMSQ_CHUNK 16384
 
@@ -71,7 +71,8 @@ static inline enum dtype rows_dtype(enum dtype weights)
 }
 
 // One sequence of a batch for attention: rows [row0, row0 + n_rows) hold the queries at positions pos0, pos0+1, …;
-// the query at position p attends keys 0 … p. Key j lives in page pages[j / page_tokens], slot j % page_tokens.
+// the query at position p attends keys 0 … p. Key j lives in page pages[j / page_tokens], slot j % page_tokens. n_rows >= 1 (kv_write
+// also takes 0): attention asks for the first keys of the sequence after the one at hand.
 struct attn_seq {
     int32_t row0, n_rows, pos0;
     const int32_t *pages;
@@ -168,7 +169,8 @@ struct kernels {
     // Masked keys have p = 0 and are never read as values; what lies in unused slots does not matter.
     //   FP8: chains over the widened codes; s = scale * (chain(D)(q, k) * k_scale) and p * v_scale goes into the chain of
     //   values (not into the sum).
-    //   Classes from avx512bf16 on have their own fixed order for BF16 and FP8 pages (avx512bf16/avx512bf16.h).
+    //   Classes from avx512bf16 on have their own fixed order for BF16 and FP8 pages, by steps of ATTN_STEP keys
+    //   (avx512bf16/avx512bf16.h).
     //   q [T, H*D] stride ldq; out [T, H*D] stride ldo, F32 or BF16 (the last step, rounded to nearest even); lse [T, H] = m + log l,
     //   or NULL.
     void (*attention)(struct device *d, const struct attn_cache *c, int n_heads, float scale, int n_seqs,
@@ -225,7 +227,7 @@ struct kernels {
     // p = (p - lr*wd*p) - lr * (m/bc1) / (sqrt(v/bc2) + eps), bc = 1 - b^step given by the caller. Elementwise.
     void (*adamw)(struct device *d, int64_t n, float *p, float *m, float *v, const float *g, float gscale,
                   float lr, float b1, float b2, float eps, float wd, float bc1, float bc2);
-    // E4M3, 128x128 blocks (algorithms.md §6): scale = max(amax, 1e-12)/448; q = fp8(w/scale).
+    // E4M3, 128x128 blocks ("FP8" of algorithms.md): scale = max(amax, 1e-12)/448; q = fp8(w/scale).
     //   w [N, K] f32; q [N, K]; scales [ceil(N/128), ceil(K/128)].
     void (*fp8_quantize)(struct device *d, int64_t n, int64_t k, const float *w, uint8_t *q, float *scales);
     void (*fp8_dequantize)(struct device *d, int64_t n, int64_t k, const uint8_t *q, const float *scales,

@@ -205,13 +205,13 @@ ALWAYS void softmax_vec(const bool scaled, struct tile *t, const struct step *r,
     const float *s = t->s + 16 * v;
     for (int i = 0; 2 * i < r->n_keys; i++, s += 2 * TILE_LANES) {
         v16 a = v_exp2(v_fma(v_load(s), c, shift)), b = v_exp2(v_fma(v_load(s + TILE_LANES), c, shift));
-        __m512i pair = v_pair_up(a, b);
+        __m512i pair = (__m512i)v_pairs(a, b);
         if (i >= r->n_clear)
             pair = _mm512_maskz_mov_epi16(t->mask[i][v], pair);
         l = v_dot_seen(i < r->n_clear ? 0xffff : t->lanes[i][v], l, (v16)pair, ONES);
         if (scaled) {
             const float *vs = r->block[2 * i / ATTN_BLOCK].v_scale + 2 * i % ATTN_BLOCK;
-            pair = v_pair_up(v_mul(a, v_set(vs[0])), v_mul(b, v_set(vs[1])));
+            pair = (__m512i)v_pairs(v_mul(a, v_set(vs[0])), v_mul(b, v_set(vs[1])));
             if (i >= r->n_clear)
                 pair = _mm512_maskz_mov_epi16(t->mask[i][v], pair);
         }
@@ -365,6 +365,7 @@ void avx512bf16_attention(struct device *d, const struct attn_cache *c, int n_he
     double bytes = 0; // of keys and values
     first[0] = 0;
     for (int i = 0; i < n_seqs; i++) {
+        assert(seqs[i].n_rows >= 1);
         first[i + 1] = first[i] + c->n_kv * seq_tiles(&a, &seqs[i]);
         pairs += (double)seqs[i].n_rows * (seqs[i].pos0 + 0.5 * seqs[i].n_rows + 16);
         bytes += (double)(seqs[i].pos0 + seqs[i].n_rows) * (double)(c->n_kv * c->head_dim * 2) *

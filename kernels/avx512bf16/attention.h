@@ -74,14 +74,6 @@ ALWAYS v16 v_exp2(v16 x)
     return _mm512_scalef_ps(p, n);
 }
 
-// Sixteen pairs, a in the low halves and b in the high ones.
-ALWAYS __m512i v_pair_up(v16 a, v16 b)
-{
-    const __m512i zip = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7,
-                                         22, 6, 21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
-    return _mm512_permutexvar_epi16(zip, (__m512i)_mm512_cvtne2ps_pbh(b, a));
-}
-
 // Up to 32 neighbours as sixteen pairs; what lies past n is 0.
 ALWAYS v16 v_neighbours(const float *x, int64_t n)
 {

@@ -119,7 +119,7 @@ static void pairs_of_rows(int64_t n, int64_t dim, const float *x, int64_t ld, ui
             int64_t cols = min_i64(16, dim - j);
             v16 a = i < n ? v_load_n(x + i * ld + j, cols) : v_zero();
             v16 b = i + 1 < n ? v_load_n(x + (i + 1) * ld + j, cols) : v_zero();
-            _mm512_storeu_si512(to + j, v_pair_up(a, b));
+            _mm512_storeu_si512(to + j, (__m512i)v_pairs(a, b));
         }
 }
 
@@ -215,7 +215,8 @@ static void square_scores(const struct attn_grad *a, struct work *w, int64_t i0,
                 _mm256_storeu_si256((__m256i *)(w->ds_i + ((j + y) * ROWS + 16 * x) / 2),
                                     (__m256i)_mm512_cvtneps_pbh(ds));
                 if (y % 2)
-                    _mm512_storeu_si512(w->ds_j + (j + y) / 2 * ROWS + 16 * x, v_pair_up(g[y - 1][x], ds));
+                    _mm512_storeu_si512(w->ds_j + (j + y) / 2 * ROWS + 16 * x,
+                                        (__m512i)v_pairs(g[y - 1][x], ds));
             }
     }
 }

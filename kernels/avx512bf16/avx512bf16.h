@@ -1,6 +1,6 @@
 // The kernels of the class avx512bf16: products of bf16 pairs by vdpbf16ps. All else is avx512's.
 //
-// Order of its own (kernels.h, "classes with a bf16 dot product"): the chain goes over pairs, acc = dp(x_2i x_2i+1, w_2i w_2i+1, acc)
+// Order of its own, which kernels.h leaves to the class: the chain goes over pairs, acc = dp(x_2i x_2i+1, w_2i w_2i+1, acc)
 // for i ascending from acc = 0; an odd last element is paired with 0. FP8 codes are widened to bf16 (exact) and go the same
 // way inside each block of 128; gemm_dw pairs the rows 2i and 2i+1 of the batch.
 #ifndef KERNELS_AVX512BF16_AVX512BF16_H

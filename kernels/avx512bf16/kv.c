@@ -69,7 +69,7 @@ static void bf16_squares(const struct kv_write *w, const struct run *r)
         for (int64_t j = 0; j < dim; j += 16) {
             int64_t cols = min_i64(16, dim - j);
             const float *v = r->v + i * w->ldv + j;
-            v16 pairs = (v16)v_pair_up(v_load_n(v, cols), v_load_n(v + w->ldv, cols));
+            v16 pairs = v_pairs(v_load_n(v, cols), v_load_n(v + w->ldv, cols));
             v_store_n((float *)((uint16_t *)c->v + r->at + (r->slot + i) * dim + 2 * j), pairs, cols);
         }
 }

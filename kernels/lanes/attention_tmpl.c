@@ -384,6 +384,7 @@ void LANES(attention)(struct device *d, const struct attn_cache *c, int n_heads,
     double pairs = 0; // (row, key) pairs of one head
     first[0] = 0;
     for (int i = 0; i < n_seqs; i++) {
+        assert(seqs[i].n_rows >= 1);
         first[i + 1] = first[i] + c->n_kv * ceil_div((int64_t)seqs[i].n_rows * a.group, TILE_ROWS);
         pairs += (double)seqs[i].n_rows * (seqs[i].pos0 + 0.5 * seqs[i].n_rows + 16);
     }

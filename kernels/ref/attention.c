@@ -61,7 +61,8 @@ void ref_attention(struct device *d, const struct attn_cache *c, int n_heads, fl
     ref_cache_check(c);
     assert(n_heads % c->n_kv == 0 && (out_dtype == DT_F32 || out_dtype == DT_BF16));
     float *o = scratch_shared(d, (size_t)c->head_dim * sizeof *o);
-    for (const struct attn_seq *s = seqs; s < seqs + n_seqs; s++)
+    for (const struct attn_seq *s = seqs; s < seqs + n_seqs; s++) {
+        assert(s->n_rows >= 1);
         for (int64_t i = 0; i < s->n_rows; i++)
             for (int h = 0; h < n_heads; h++) {
                 int64_t row = s->row0 + i, keys = s->pos0 + i + 1;
@@ -77,4 +78,5 @@ void ref_attention(struct device *d, const struct attn_cache *c, int n_heads, fl
                 if (lse)
                     lse[row * n_heads + h] = r.m + fmath_log(r.l);
             }
+    }
 }

@@ -37,7 +37,10 @@ static inline float order_exp2(float x)
     p = fmaf(p, r, 0x1.ebf9bcp-3f);
     p = fmaf(p, r, 0x1.62e42ap-1f);
     p = fmaf(p, r, 1.0f);
-    return ldexpf(p, (int)n);
+    if (n != n)
+        return n;
+    // Scores so large that fma(s, c, -(m * c)) is far above 0 give infinity.
+    return ldexpf(p, n > 999 ? 999 : (int)n);
 }
 
 // sum16 of products.
