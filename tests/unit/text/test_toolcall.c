@@ -134,6 +134,13 @@ static void test_glm(void **state)
           "{\"role\":\"assistant\",\"content\":\"<tool_call>f<arg_key>k</arg_key><arg_value>1</"
           "arg_value>junk</tool_call>\"}",
           "junk");
+    // A name that the reason cuts in the middle of a character.
+#define LONG "01234567890123456789012345678901234567890123456789012345678"
+    CHECK(TOOLCALL_GLM, "<tool_call>" LONG "\xC3\xA9<arg_key>k</arg_key></tool_call>",
+          "{\"role\":\"assistant\",\"content\":\"<tool_call>" LONG
+          "\xC3\xA9<arg_key>k</arg_key></tool_call>\"}",
+          LONG "?: argument \"k\" has no value");
+#undef LONG
 }
 
 static void test_tiny(void **state)
