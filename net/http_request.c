@@ -139,21 +139,44 @@ static void check_framing(struct http_request *r)
     }
 }
 
+// "host", "host:port" or "[v6]:port" names this machine.
+static bool authority_is_loopback(const char *authority)
+{
+    bool v6 = authority[0] == '[';
+    size_t n = strcspn(authority + v6, v6 ? "]" : ":");
+    char *name = mem_strndup(authority + v6, n);
+    bool yes = url_host_is_loopback(name);
+    free(name);
+    return yes;
+}
+
 // On a loopback bind the Host must name this machine, or a web page could reach us through a name of its own
-// that resolves to 127.0.0.1.
+// that resolves to 127.0.0.1. (The host we are bound to is one of these names then.)
 static void check_host(struct http_request *r)
 {
     const char *host = http_pairs_get(&r->headers, "Host", true);
     if (!r->server->loopback || !host) {
         return; // MHD refuses an HTTP/1.1 request without Host
     }
-    bool v6 = host[0] == '[';
-    size_t n = strcspn(host + v6, v6 ? "]" : ":");
-    char *name = mem_strndup(host + v6, n);
-    if (!url_host_is_loopback(name) && strcasecmp(name, r->server->config.host) != 0) {
+    if (!authority_is_loopback(host)) {
         refuse(r, 421, "this server does not answer for that Host");
     }
-    free(name);
+}
+
+// A page of any site may also POST to 127.0.0.1 outright: a simple request is sent before the browser asks whether
+// it may, and its Host is ours. Browsers say in Origin whose page it was ("null" where that has no name); other
+// clients have no Origin.
+static void check_origin(struct http_request *r)
+{
+    for (size_t i = 0; r->server->loopback && i < r->headers.n; i++) {
+        if (strcasecmp(r->headers.v[i].name, "Origin") != 0) {
+            continue;
+        }
+        const char *scheme_end = strstr(r->headers.v[i].value, "://");
+        if (!scheme_end || !authority_is_loopback(scheme_end + 3)) {
+            refuse(r, 403, "pages of other sites may not call this server");
+        }
+    }
 }
 
 static void parse_query(struct http_request *r, const char *q)
@@ -210,7 +233,7 @@ static void check_token(struct http_request *r)
         return;
     }
     if (!http_bearer_matches(http_request_header(r, "Authorization"), token)) {
-        refuse(r, 401, "this call needs the run's bearer token");
+        refuse(r, 401, "this call needs this server's bearer token");
     }
 }
 
@@ -220,6 +243,7 @@ void http_request_check(struct http_request *r, const char *method)
     MHD_get_connection_values(r->mhd, MHD_HEADER_KIND, copy_header, r);
     check_framing(r);
     check_host(r);
+    check_origin(r);
     check_target(r);
     check_token(r);
 }

@@ -311,6 +311,11 @@ int http_server_port(const struct http_server *s)
     return s->port;
 }
 
+bool http_server_loopback(const struct http_server *s)
+{
+    return s->loopback;
+}
+
 int http_server_connections(const struct http_server *s)
 {
     return s->n_conns;

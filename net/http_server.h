@@ -10,7 +10,8 @@
 //  4. Refused before any handler sees it (400): two Content-Length or Transfer-Encoding headers or both, a
 //  transfer
 //     coding other than chunked, a header name with a space, a target not starting with '/', broken percent
-//     escapes; 413 a body over the limit; 421 a Host other than ours on a loopback bind; 401 a wrong token.
+//     escapes; 413 a body over the limit; 401 a wrong token; on a loopback bind also 421 a Host other than ours and 403 an
+//     Origin of another host.
 #ifndef NET_HTTP_SERVER_H
 #define NET_HTTP_SERVER_H
 
@@ -45,6 +46,8 @@ struct http_server_config { // zero = the default in brackets
 enum status http_server_open(struct loop *l, const struct http_server_config *config,
                              struct http_server **ret_server, struct error *err) OOZE_MUST_USE;
 int http_server_port(const struct http_server *s);
+// Bound to an address that only this host can reach: what needs no token here may need one elsewhere.
+bool http_server_loopback(const struct http_server *s);
 int http_server_connections(const struct http_server *s);
 // Stops listening, drops connections; on_disconnect is called for requests not ended yet. Not from inside a
 // handler.

@@ -24,8 +24,21 @@ static void on_metrics(void *ctx, struct http_request *r)
     buf_done(&b);
 }
 
+// What a run does and where its tasks are is told freely on this host only; /health and /metrics also to probes elsewhere.
+// false: a 401 has been sent.
+static bool may_read(struct orch *o, struct http_request *r)
+{
+    if (http_server_loopback(o->server) ||
+        http_bearer_matches(http_request_header(r, "Authorization"), o->token))
+        return true;
+    http_reply_error(r, 401, NULL, "from other hosts this call needs the contents of RUN/token as bearer");
+    return false;
+}
+
 static void on_tasks(void *ctx, struct http_request *r)
 {
+    if (!may_read(ctx, r))
+        return;
     json_t *j = status_tasks(ctx);
     http_reply_json(r, 200, j);
     json_decref(j);
@@ -33,6 +46,8 @@ static void on_tasks(void *ctx, struct http_request *r)
 
 static void on_status(void *ctx, struct http_request *r)
 {
+    if (!may_read(ctx, r))
+        return;
     json_t *j = status_json(ctx);
     http_reply_json(r, 200, j);
     json_decref(j);

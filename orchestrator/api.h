@@ -1,4 +1,5 @@
-// The orchestrator's HTTP side: POST /v1/tasks (bearer RUN/token), GET /v1/tasks, GET /v1/status, GET /metrics, GET /health.
+// The orchestrator's HTTP side: POST /v1/tasks (bearer RUN/token), GET /v1/tasks and GET /v1/status (bearer off loopback), GET
+// /metrics, GET /health.
 #ifndef ORCHESTRATOR_API_H
 #define ORCHESTRATOR_API_H
 

@@ -448,6 +448,45 @@ static void test_host_check(void **state)
     site_close(&any);
 }
 
+// What a page of a site would send that the browser lets through to 127.0.0.1.
+static void test_origin_check(void **state)
+{
+    (void)state;
+    struct site s = {0};
+    site_open(&s, (struct http_server_config){0});
+    static const struct {
+        const char *origin;
+        int status;
+    } cases[] = {{"http://localhost:3000", 200},
+                 {"https://127.0.0.1", 200},
+                 {"http://[::1]:8080", 200},
+                 {"https://evil.org", 403},
+                 {"http://127.0.0.1.evil.org", 403},
+                 {"http://localhost@evil.org", 403},
+                 {"null", 403},
+                 {"", 403},
+                 {"localhost", 403},
+                 {"http://localhost\r\nOrigin: http://evil.org", 403}};
+    for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
+        char text[256];
+        snprintf(text, sizeof(text),
+                 HEAD("POST /echo") "Content-Type: text/plain\r\nContent-Length: 2\r\nOrigin: %s\r\n\r\nhi",
+                 cases[i].origin);
+        int status = ask(&s, text, NULL);
+        if (status != cases[i].status) {
+            fail_msg("%d for Origin: %s", status, cases[i].origin);
+        }
+    }
+    assert_int_equal(s.n_handled, 3);
+    assert_true(http_server_loopback(s.server));
+    site_close(&s);
+    struct site any = {0};
+    site_open(&any, (struct http_server_config){.host = "0.0.0.0"});
+    assert_int_equal(ask(&any, HEAD("GET /echo") "Origin: https://evil.org\r\n\r\n", NULL), 200);
+    assert_false(http_server_loopback(any.server));
+    site_close(&any);
+}
+
 static void test_token(void **state)
 {
     (void)state;
@@ -722,12 +761,19 @@ static void test_connection_limit(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_basics),      cmocka_unit_test(test_keep_alive_and_pipeline),
-        cmocka_unit_test(test_refusals),    cmocka_unit_test(test_host_check),
-        cmocka_unit_test(test_token),       cmocka_unit_test(test_body_limit),
-        cmocka_unit_test(test_slow_client), cmocka_unit_test(test_disconnect_while_suspended),
-        cmocka_unit_test(test_stream),      cmocka_unit_test(test_stream_disconnect),
-        cmocka_unit_test(test_ports),       cmocka_unit_test(test_connection_limit),
+        cmocka_unit_test(test_basics),
+        cmocka_unit_test(test_keep_alive_and_pipeline),
+        cmocka_unit_test(test_refusals),
+        cmocka_unit_test(test_host_check),
+        cmocka_unit_test(test_origin_check),
+        cmocka_unit_test(test_token),
+        cmocka_unit_test(test_body_limit),
+        cmocka_unit_test(test_slow_client),
+        cmocka_unit_test(test_disconnect_while_suspended),
+        cmocka_unit_test(test_stream),
+        cmocka_unit_test(test_stream_disconnect),
+        cmocka_unit_test(test_ports),
+        cmocka_unit_test(test_connection_limit),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
