@@ -292,6 +292,7 @@ static bool engine_says(enum msg_type t)
     case MSG_LOADED:
     case MSG_CHUNK_REQUEST:
     case MSG_TRACE_DONE:
+    case MSG_BYE:
         return true;
     default:
         return false;
@@ -358,6 +359,9 @@ void peers_on_message(struct orch *o, const struct wire_peer *from, const struct
     case MSG_CHECKPOINT:
         if (p->role == ROLE_TRAINER)
             trainer_on_checkpoint(o, p, &m->checkpoint);
+        break;
+    case MSG_BYE:
+        peer_down(o, p, m->bye.failed ? "failed" : "left");
         break;
     default:
         log_event(LOG_WARN, "unexpected_message", "peer=%s type=%s", p->name, msg_type_name(m->type));

@@ -42,7 +42,8 @@
     X(CHECK, check, check, CHECK, Check, check)                                                              \
     X(CHECK_DONE, check_done, check_done, CHECK_DONE, CheckDone, check_done)                                 \
     X(TRACE, trace, trace, TRACE, Trace, trace)                                                              \
-    X(TRACE_DONE, trace_done, trace_done, TRACE_DONE, TraceDone, trace_done)
+    X(TRACE_DONE, trace_done, trace_done, TRACE_DONE, TraceDone, trace_done)                                 \
+    X(BYE, bye, bye, BYE, Bye, bye)
 
 #define FIELDS_hello(N, S)                                                                                   \
     N(role)                                                                                                  \
@@ -89,6 +90,7 @@
         N(attempt) N(segment) N(position) N(version) N(recorded) N(rescored) S(error)
 #define FIELDS_trace(N, S)      N(epoch) N(id) N(version) S(path) S(hash) N(n_ids)
 #define FIELDS_trace_done(N, S) N(epoch) N(id) N(version) N(ok) S(error) N(n_logprobs)
+#define FIELDS_bye(N, S)        N(failed)
 
 #define FIELDS_sampling(N, S)                                                                                \
     N(temperature) N(top_p) N(min_p) N(top_k) N(max_new) N(min_new) N(ignore_eos) N(train)

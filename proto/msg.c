@@ -40,6 +40,7 @@ const char *msg_type_name(enum msg_type t)
         [MSG_CHECK_DONE] = "CHECK_DONE",
         [MSG_TRACE] = "TRACE",
         [MSG_TRACE_DONE] = "TRACE_DONE",
+        [MSG_BYE] = "BYE",
     };
     return (unsigned)t < sizeof(names) / sizeof(names[0]) ? names[t] : "UNKNOWN";
 }
@@ -269,6 +270,7 @@ static void check_small(struct check *c, const struct msg *m)
         EXPECT(m->ack.durable_to >= 0 && m->ack.durable_to <= MSG_TOKENS_MAX);
         break;
     case MSG_CANCEL:
+    case MSG_BYE:
         break;
     case MSG_COMMIT_ACK:
         EXPECT(m->commit_ack.epoch >= 0 && m->commit_ack.step >= -1);

@@ -22,20 +22,20 @@
 #include "base/mem.h"
 #include "base/status.h"
 
-#define MSG_PROTOCOL   1
-#define MSG_STRING     4096
-#define MSG_TOKENS_MAX (1 << 20) // tokens of one job or sequence
-#define MSG_BATCH_MAX  (1 << 27) // tokens of one prepared step
-#define MSG_MEMBERS    (1 << 17)
-#define MSG_METRICS    256
+#define MSG_PROTOCOL    1
+#define MSG_STRING      4096
+#define MSG_TOKENS_MAX  (1 << 20) // tokens of one job or sequence
+#define MSG_BATCH_MAX   (1 << 27) // tokens of one prepared step
+#define MSG_MEMBERS     (1 << 17)
+#define MSG_METRICS     256
 #define MSG_METRIC_TASK "task:" // in the last part of a metric's name, before the number of the task it is of
-#define MSG_STOP_IDS   32
-#define MSG_CHUNK      (4u << 20)
-#define MSG_JSON       (16u << 20)
-#define MSG_CHECK_KV   (1 << 18) // kv events of one check
-#define MSG_WEIGHTS    1024      // versions that one check may name
-#define MSG_TRACE_IDS  4096      // tokens of a trace
-#define MSG_TRACE_OPS  (1 << 15)
+#define MSG_STOP_IDS    32
+#define MSG_CHUNK       (4u << 20)
+#define MSG_JSON        (16u << 20)
+#define MSG_CHECK_KV    (1 << 18) // kv events of one check
+#define MSG_WEIGHTS     1024      // versions that one check may name
+#define MSG_TRACE_IDS   4096      // tokens of a trace
+#define MSG_TRACE_OPS   (1 << 15)
 
 enum msg_type {
     MSG_NONE,
@@ -61,6 +61,7 @@ enum msg_type {
     MSG_CHECK_DONE,    // trainer → orchestrator
     MSG_TRACE,         // orchestrator → trainer or engine
     MSG_TRACE_DONE,    // and back
+    MSG_BYE,           // engine → orchestrator
 };
 
 enum msg_role { ROLE_ENGINE = 1, ROLE_TRAINER = 2, ROLE_CLI = 3 };
@@ -374,6 +375,11 @@ struct msg_trace_done {
     const float *logprobs;   // [n_logprobs] of each id after those before it, temperature 1; the first is 0
 };
 
+// The sender ends: nothing comes after this. What it did not send will not come either.
+struct msg_bye {
+    bool failed; // of itself, and not because it was told to
+};
+
 // Where two traces part: index into a->ops of the first op that both have and whose digests differ; -1 = nowhere. Ops that only
 // one of them has (the trainer keeps more than the engine) are passed over.
 int32_t msg_trace_compare(const struct msg_trace_done *a, const struct msg_trace_done *b);
@@ -402,6 +408,7 @@ struct msg {
         struct msg_check_done check_done;
         struct msg_trace trace;
         struct msg_trace_done trace_done;
+        struct msg_bye bye;
     };
 };
 

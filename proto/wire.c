@@ -392,15 +392,30 @@ enum status wire_recv(struct wire *w, struct wire_peer *ret_peer, struct msg *re
     return error_set(err, STATUS_AGAIN, "only garbage is waiting");
 }
 
-enum status wire_wait(struct wire *w, int timeout_ms, struct error *err)
+static enum status wait_for(struct wire *w, short events, const char *what, int timeout_ms, struct error *err)
 {
-    zmq_pollitem_t item = {.socket = w->socket, .events = ZMQ_POLLIN};
+    zmq_pollitem_t item = {.socket = w->socket, .events = events};
     int rc = zmq_poll(&item, 1, timeout_ms);
     if (rc > 0)
         return STATUS_OK;
     if (rc == 0 || errno == EINTR)
-        return error_set(err, STATUS_TIMEOUT, "no message within %d ms", timeout_ms);
-    return error_set(err, STATUS_IO, "waiting for a message: %s", zmq_strerror(errno));
+        return error_set(err, STATUS_TIMEOUT, "no %s within %d ms", what, timeout_ms);
+    return error_set(err, STATUS_IO, "waiting for %s: %s", what, zmq_strerror(errno));
+}
+
+enum status wire_wait(struct wire *w, int timeout_ms, struct error *err)
+{
+    return wait_for(w, ZMQ_POLLIN, "message", timeout_ms, err);
+}
+
+enum status wire_wait_room(struct wire *w, int timeout_ms, struct error *err)
+{
+    return wait_for(w, ZMQ_POLLOUT, "room", timeout_ms, err);
+}
+
+void wire_linger(struct wire *w, int ms)
+{
+    (void)!set_int(w->socket, ZMQ_LINGER, ms); // valid on any open socket
 }
 
 uint64_t wire_garbage(const struct wire *w)
@@ -415,12 +430,21 @@ int wire_fd(const struct wire *w)
     return zmq_getsockopt(w->socket, ZMQ_FD, &fd, &n) == 0 ? fd : -1;
 }
 
-int wire_pending(void *w)
+static int events_now(const struct wire *w)
 {
     int events = 0;
     size_t n = sizeof(events);
-    struct wire *wire = w;
-    return zmq_getsockopt(wire->socket, ZMQ_EVENTS, &events, &n) == 0 && (events & ZMQ_POLLIN);
+    return zmq_getsockopt(w->socket, ZMQ_EVENTS, &events, &n) == 0 ? events : 0;
+}
+
+int wire_pending(void *w)
+{
+    return events_now(w) & ZMQ_POLLIN;
+}
+
+bool wire_has_room(const struct wire *w)
+{
+    return events_now(w) & ZMQ_POLLOUT;
 }
 
 enum status wire_keypair(char ret_public[41], char ret_secret[41], struct error *err)

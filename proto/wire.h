@@ -60,11 +60,17 @@ void wire_release(struct wire *w);
 // none came, or when a signal cut the wait short.
 enum status wire_wait(struct wire *w, int timeout_ms, struct error *err) OOZE_MUST_USE;
 
+// The same for room in the queue of a DEALER that answered STATUS_AGAIN.
+enum status wire_wait_room(struct wire *w, int timeout_ms, struct error *err) OOZE_MUST_USE;
+// wire_close lingers at most so long, instead of 1 s.
+void wire_linger(struct wire *w, int ms);
+
 uint64_t wire_garbage(const struct wire *w); // frames dropped so far
 
-// For net/loop.h: the edge-triggered fd, and "is there input now" (ZMQ_EVENTS).
+// For net/loop.h: the edge-triggered fd, "is there input now" and, of a DEALER, "would a message be taken now" (ZMQ_EVENTS).
 int wire_fd(const struct wire *w);
 int wire_pending(void *w);
+bool wire_has_room(const struct wire *w);
 
 // CURVE key pair for `ooze keys`.
 enum status wire_keypair(char ret_public[41], char ret_secret[41], struct error *err) OOZE_MUST_USE;

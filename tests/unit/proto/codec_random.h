@@ -19,7 +19,7 @@
 #include "base/rng.h"
 #include "proto/codec.h"
 
-#define MSG_LAST MSG_TRACE_DONE
+#define MSG_LAST MSG_BYE
 
 static struct rng rng;
 static struct arena made, coded, decoded; // what the messages, the frames, the decoded messages live in
@@ -410,6 +410,9 @@ static void random_msg(enum msg_type type, struct msg *m)
         break;
     case MSG_TRACE_DONE:
         random_trace_done(&m->trace_done);
+        break;
+    case MSG_BYE:
+        m->bye.failed = below(2) == 1;
         break;
     case MSG_NONE:
         break;

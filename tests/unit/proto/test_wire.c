@@ -274,6 +274,47 @@ static void test_full_queue(void **state)
     free(bytes);
 }
 
+// The same from the DEALER's side, which can ask for room and wait for it.
+static void test_room(void **state)
+{
+    (void)state;
+    struct wire *s, *c;
+    struct wire_peer peer;
+    OK(wire_bind(ipc, NULL, &s, &err));
+    OK(wire_connect(ipc, "eager", NULL, &c, &err));
+    converse(s, c, &peer);
+    assert_true(wire_has_room(c));
+    uint8_t *bytes = calloc(1, 1 << 16);
+    struct msg m = {.type = MSG_CHUNK_DATA, .chunk_data = {.total = 1 << 16, .n = 1 << 16, .data = bytes}};
+    int sent = 0;
+    enum status rc = STATUS_OK;
+    while (rc == STATUS_OK && sent < 100000)
+        if ((rc = wire_send(c, NULL, &m, &err)) == STATUS_OK)
+            sent++;
+        else if (rc == STATUS_AGAIN && wire_wait_room(c, 100, &err) == STATUS_OK)
+            rc = STATUS_OK; // the I/O threads were still passing on
+    assert_int_equal(rc, STATUS_AGAIN);
+    assert_false(wire_has_room(c));
+    for (int i = 0; i < sent; i++)
+        receive(s, &peer, &m);
+    OK(wire_wait_room(c, WAIT_MS, &err));
+    assert_true(wire_has_room(c));
+    m = cancel(6);
+    OK(wire_send(c, NULL, &m, &err));
+    receive(s, &peer, &m);
+    assert_int_equal(m.type, MSG_CANCEL);
+    wire_close(s);
+
+    // Nobody is there any more: the end waits for as long as was said, not for a second.
+    m = cancel(7);
+    OK(wire_send(c, NULL, &m, &err));
+    wire_linger(c, 0);
+    int64_t t0 = clock_mono_ms(clock_system());
+    wire_close(c);
+    assert_true(clock_mono_ms(clock_system()) - t0 < 900);
+    free(bytes);
+}
+
 static void test_peer_gone(void **state)
 {
     (void)state;
@@ -382,10 +423,11 @@ static void test_big_prepare(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_ipc),        cmocka_unit_test(test_endpoints_refused),
-        cmocka_unit_test(test_curve),      cmocka_unit_test(test_curve_beside_ipc),
-        cmocka_unit_test(test_full_queue), cmocka_unit_test(test_peer_gone),
-        cmocka_unit_test(test_garbage),    cmocka_unit_test(test_big_prepare),
+        cmocka_unit_test(test_ipc),         cmocka_unit_test(test_endpoints_refused),
+        cmocka_unit_test(test_curve),       cmocka_unit_test(test_curve_beside_ipc),
+        cmocka_unit_test(test_full_queue),  cmocka_unit_test(test_room),
+        cmocka_unit_test(test_peer_gone),   cmocka_unit_test(test_garbage),
+        cmocka_unit_test(test_big_prepare),
     };
     return cmocka_run_group_tests(tests, setup, teardown);
 }
