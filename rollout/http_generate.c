@@ -14,6 +14,7 @@
 
 #include "base/hash.h"
 #include "base/mem.h"
+#include "rollout/request.h"
 #include "rollout/sampler.h"
 
 #define CALL_BUCKETS 1024
@@ -132,80 +133,6 @@ int generate_abort(struct generate *g, const char *rid)
 
 // ---- reading a request --------------------------------------------------------------------------------------------------
 
-static enum status read_ids(const json_t *j, const char *what, int64_t max, int32_t **ret, int32_t *ret_n,
-                            struct error *err)
-{
-    if (!json_is_array(j))
-        return error_set(err, STATUS_TYPE, "%s: give an array of token ids", what);
-    size_t n = json_array_size(j);
-    if (n > (size_t)max)
-        return error_set(err, STATUS_LIMIT, "%s: %zu ids, at most %lld", what, n, (long long)max);
-    int32_t *ids = mem_must(n, sizeof *ids);
-    for (size_t i = 0; i < n; i++) {
-        const json_t *x = json_array_get(j, i);
-        if (!json_is_integer(x) || json_integer_value(x) < 0 || json_integer_value(x) > INT32_MAX) {
-            free(ids);
-            return error_set(err, STATUS_TYPE, "%s[%zu] is not a token id", what, i);
-        }
-        ids[i] = (int32_t)json_integer_value(x);
-    }
-    *ret = ids;
-    *ret_n = (int32_t)n;
-    return STATUS_OK;
-}
-
-static enum status read_stop(const json_t *params, struct msg_sampling *s, struct error *err)
-{
-    const json_t *stop = json_object_get(params, "stop_token_ids");
-    if (!stop || json_is_null(stop))
-        return STATUS_OK;
-    int32_t *ids = NULL;
-    enum status st = read_ids(stop, "stop_token_ids", MSG_STOP_IDS, &ids, &s->n_stop, err);
-    if (st != STATUS_OK)
-        return st;
-    memcpy(s->stop, ids, (size_t)s->n_stop * sizeof *ids);
-    free(ids);
-    return STATUS_OK;
-}
-
-static enum status read_sampling(const json_t *params, struct msg_sampling *s, int64_t *ret_n,
-                                 int64_t *ret_seed, struct error *err)
-{
-    static const char *const what = "sampling_params";
-    if (!json_is_object(params))
-        return error_set(err, STATUS_TYPE, "sampling_params: give an object");
-    double temperature = 1, top_p = 1, min_p = 0;
-    int64_t top_k = 0, max_new = 128, min_new = 0;
-    enum status st = json_get_real(params, "temperature", false, 1, 0, 100, what, &temperature, err);
-    if (st == STATUS_OK)
-        st = json_get_real(params, "top_p", false, 1, 0, 1, what, &top_p, err);
-    if (st == STATUS_OK)
-        st = json_get_real(params, "min_p", false, 0, 0, 1, what, &min_p, err);
-    if (st == STATUS_OK)
-        st = json_get_int(params, "top_k", false, -1, -1, INT32_MAX, what, &top_k, err);
-    if (st == STATUS_OK)
-        st = json_get_int(params, "max_new_tokens", false, 128, 0, MSG_TOKENS_MAX, what, &max_new, err);
-    if (st == STATUS_OK)
-        st = json_get_int(params, "min_new_tokens", false, 0, 0, MSG_TOKENS_MAX, what, &min_new, err);
-    if (st == STATUS_OK)
-        st = json_get_int(params, "n", false, 1, 1, N_MAX, what, ret_n, err);
-    if (st == STATUS_OK)
-        st = json_get_int(params, "sampling_seed", false, -1, 0, INT64_MAX, what, ret_seed, err);
-    if (st == STATUS_OK)
-        st = json_get_bool(params, "ignore_eos", false, false, what, &s->ignore_eos, err);
-    if (st == STATUS_OK)
-        st = read_stop(params, s, err);
-    if (st != STATUS_OK)
-        return st;
-    s->temperature = (float)temperature;
-    s->top_p = (float)top_p;
-    s->min_p = (float)min_p;
-    s->top_k = top_k < 0 ? 0 : (int32_t)top_k; // SGLang writes -1 for off
-    s->max_new = (int32_t)max_new;
-    s->min_new = (int32_t)min_new;
-    return STATUS_OK;
-}
-
 static const char *session_of(const json_t *body)
 {
     const char *s = json_string_value(json_object_get(body, "session_id"));
@@ -216,16 +143,20 @@ static const char *session_of(const json_t *body)
 static enum status read_call(struct generate *g, const json_t *body, struct engine_job *job, struct call *c,
                              struct error *err)
 {
-    static const char *const what = "the request";
+    static const char *const what = "the request", *const sampling = "sampling_params";
+    static const struct request_style style = {"max_new_tokens", "min_new_tokens", "sampling_seed", -1};
     if (json_object_get(body, "text"))
         return error_set(
             err, STATUS_UNSUPPORTED,
             "this engine speaks token ids: send input_ids instead of text (the run's gateway speaks text)");
     struct msg_job *m = &job->msg;
     int64_t n = 1, seed = -1, n_top = 0, start = -1;
-    const json_t *params = json_object_get(body, "sampling_params");
+    const json_t *params = json_object_get(body, sampling);
     json_t *none = params ? NULL : json_object();
-    enum status st = read_sampling(params ? params : none, &m->sampling, &n, &seed, err);
+    params = params ? params : none;
+    enum status st = request_sampling(params, sampling, &style, &m->sampling, &seed, err);
+    if (st == STATUS_OK)
+        st = json_get_int(params, "n", false, 1, 1, N_MAX, sampling, &n, err);
     json_decref(none);
     const char *rid = "";
     if (st == STATUS_OK)
@@ -243,8 +174,8 @@ static enum status read_call(struct generate *g, const json_t *body, struct engi
     if (st == STATUS_OK && c->stream && n > 1)
         st = error_set(err, STATUS_UNSUPPORTED, "a stream holds one sample: send n separate requests");
     if (st == STATUS_OK)
-        st = read_ids(json_object_get(body, "input_ids"), "input_ids", MSG_TOKENS_MAX, &c->prompt,
-                      &c->n_prompt, err);
+        st = request_ids(json_object_get(body, "input_ids"), "input_ids", MSG_TOKENS_MAX, &c->prompt,
+                         &c->n_prompt, err);
     if (st != STATUS_OK)
         return st;
     if (seed < 0 && getrandom(&m->run_seed, sizeof m->run_seed, 0) != sizeof m->run_seed)

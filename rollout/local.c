@@ -13,6 +13,7 @@
 #include "base/json.h"
 #include "base/mem.h"
 #include "model/folder.h"
+#include "rollout/request.h"
 
 #define IN_FLIGHT      512
 #define INPUT_CHUNK    65536
@@ -51,85 +52,28 @@ static void answer_error(struct answer *a, const char *why)
     a->done = true;
 }
 
-static enum status read_array(const json_t *j, const char *what, int32_t **ret, int32_t *ret_n,
-                              struct error *err)
-{
-    if (!json_is_array(j))
-        return error_set(err, STATUS_TYPE, "%s: give an array of token ids", what);
-    size_t n = json_array_size(j);
-    int32_t *ids = mem_must(n, sizeof *ids);
-    for (size_t i = 0; i < n; i++) {
-        json_int_t v = json_integer_value(json_array_get(j, i));
-        if (!json_is_integer(json_array_get(j, i)) || v < 0 || v > INT32_MAX) {
-            free(ids);
-            return error_set(err, STATUS_TYPE, "%s[%zu] is not a token id", what, i);
-        }
-        ids[i] = (int32_t)v;
-    }
-    *ret = ids;
-    *ret_n = (int32_t)n;
-    return STATUS_OK;
-}
-
-static enum status read_sampling(const json_t *j, const char *what, struct msg_job *m, struct error *err)
-{
-    struct msg_sampling *s = &m->sampling;
-    double temperature, top_p, min_p;
-    int64_t top_k, max_new, min_new, seed, trajectory;
-    enum status st = json_get_real(j, "temperature", false, 1, 0, 100, what, &temperature, err);
-    if (st == STATUS_OK)
-        st = json_get_real(j, "top_p", false, 1, 0, 1, what, &top_p, err);
-    if (st == STATUS_OK)
-        st = json_get_real(j, "min_p", false, 0, 0, 1, what, &min_p, err);
-    if (st == STATUS_OK)
-        st = json_get_int(j, "top_k", false, 0, 0, INT32_MAX, what, &top_k, err);
-    if (st == STATUS_OK)
-        st = json_get_int(j, "max_new", false, 128, 0, MSG_TOKENS_MAX, what, &max_new, err);
-    if (st == STATUS_OK)
-        st = json_get_int(j, "min_new", false, 0, 0, MSG_TOKENS_MAX, what, &min_new, err);
-    if (st == STATUS_OK)
-        st = json_get_int(j, "seed", false, 1, 0, INT64_MAX, what, &seed, err);
-    if (st == STATUS_OK)
-        st = json_get_int(j, "trajectory", false, (int64_t)m->trajectory, 0, INT64_MAX, what, &trajectory,
-                          err);
-    if (st == STATUS_OK)
-        st = json_get_bool(j, "ignore_eos", false, false, what, &s->ignore_eos, err);
-    int32_t *stop = NULL;
-    if (st == STATUS_OK && json_object_get(j, "stop_token_ids"))
-        st = read_array(json_object_get(j, "stop_token_ids"), "stop_token_ids", &stop, &s->n_stop, err);
-    if (st == STATUS_OK && s->n_stop > MSG_STOP_IDS)
-        st = error_set(err, STATUS_LIMIT, "stop_token_ids: at most %d", MSG_STOP_IDS);
-    if (st == STATUS_OK) {
-        if (stop)
-            memcpy(s->stop, stop, (size_t)s->n_stop * sizeof *stop);
-        s->temperature = (float)temperature;
-        s->top_p = (float)top_p;
-        s->min_p = (float)min_p;
-        s->top_k = (int32_t)top_k;
-        s->max_new = (int32_t)max_new;
-        s->min_new = (int32_t)min_new;
-        m->run_seed = (uint64_t)seed;
-        m->trajectory = (uint64_t)trajectory;
-    }
-    free(stop);
-    return st;
-}
-
 static enum status submit(struct local *l, const char *text, size_t n, uint64_t line, struct error *err)
 {
+    static const struct request_style style = {"max_new", "min_new", "seed", 1};
     char what[64];
     snprintf(what, sizeof what, "line %llu", (unsigned long long)line + 1);
     json_t *j = NULL;
     enum status st = json_parse(text, n, what, &j, err);
     if (st != STATUS_OK)
         return st;
-    struct engine_job job = {.msg = {.job = line + 1, .trajectory = line, .min_version = -1}};
+    struct engine_job job = {.msg = {.job = line + 1, .min_version = -1}};
     int32_t *ids = NULL;
+    int64_t seed, trajectory;
     const json_t *given = json_object_get(j, "ids");
-    st = read_sampling(j, what, &job.msg, err);
+    st = request_sampling(j, what, &style, &job.msg.sampling, &seed, err);
     if (st == STATUS_OK)
-        st = read_array(given ? given : json_object_get(j, "input_ids"), "ids", &ids, &job.msg.n_ids, err);
+        st = json_get_int(j, "trajectory", false, (int64_t)line, 0, INT64_MAX, what, &trajectory, err);
+    if (st == STATUS_OK)
+        st = request_ids(given ? given : json_object_get(j, "input_ids"), "ids", MSG_TOKENS_MAX, &ids,
+                         &job.msg.n_ids, err);
     if (st == STATUS_OK) {
+        job.msg.run_seed = (uint64_t)seed;
+        job.msg.trajectory = (uint64_t)trajectory;
         job.msg.ids = ids;
         job.flush_tokens = 64;
         if (l->config->score) {
