@@ -8,6 +8,7 @@
 
 #include "base/mem.h"
 #include "net/http_server.h"
+#include "net/url.h"
 #include "rollout/http_generate.h"
 
 #define UPDATES_MAX 8
@@ -33,14 +34,25 @@ static void reply_status(struct http_request *r, int code, const char *status)
     json_decref(j);
 }
 
-// Of a run: only with the run's token. false: a 401 has been sent.
+// Where there is a token: only with it. false: a 401 has been sent.
 static bool authorized(struct http_api *a, struct http_request *r)
 {
     if (!a->token[0] || http_bearer_matches(http_request_header(r, "Authorization"), a->token))
         return true;
-    http_reply_error(
-        r, 401, NULL,
-        "this engine belongs to a run: send the run's token (Authorization: Bearer <contents of RUN/token>)");
+    http_reply_error(r, 401, NULL, "%s",
+                     a->config.in_run ? "this engine belongs to a run: send the run's token (Authorization: "
+                                        "Bearer <contents of RUN/token>)"
+                                      : "send the token of this engine's --token-file (Authorization: Bearer "
+                                        "<its contents>)");
+    return false;
+}
+
+// What the run's own processes account for is not for others to change. false: a 403 has been sent.
+static bool left_to_run(struct http_api *a, struct http_request *r, const char *what)
+{
+    if (!a->config.in_run)
+        return true;
+    http_reply_error(r, 403, NULL, "this engine belongs to a run: %s", what);
     return false;
 }
 
@@ -134,6 +146,9 @@ static void post_pause(void *ctx, struct http_request *r)
         if (strcmp(name, modes[i].name) == 0)
             found = i;
     json_decref(body);
+    if (found >= 0 && modes[found].how == ENGINE_PAUSE_ABORT &&
+        !left_to_run(a, r, "only its orchestrator ends all jobs; give mode \"retract\" or \"in_place\""))
+        return;
     if (found < 0) {
         http_reply_error(r, 400, NULL, "mode: give \"abort\", \"retract\" or \"in_place\"");
         return;
@@ -170,7 +185,7 @@ static void post_abort(void *ctx, struct http_request *r)
     bool all = json_is_true(json_object_get(body, "abort_all"));
     if (!all && (!rid || !*rid)) {
         http_reply_error(r, 400, NULL, "give rid, or abort_all: true");
-    } else if (!all || authorized(a, r)) {
+    } else if (!all || (left_to_run(a, r, "only its orchestrator ends all jobs") && authorized(a, r))) {
         int n = generate_abort(a->generate, all ? NULL : rid);
         if (all)
             worker_cancel_all(a->config.worker);
@@ -197,16 +212,20 @@ static enum status read_update(struct http_api *a, const json_t *body, struct wo
     const char *text = json_string_value(v);
     if (json_is_integer(v)) {
         l->version = json_integer_value(v);
-    } else if (text) {
-        char *end;
-        l->version = strtoll(text, &end, 10);
-        if (!*text || *end)
+    } else if (v && !json_is_null(v)) {
+        char *end = NULL;
+        l->version = text ? strtoll(text, &end, 10)
+                          : 0; // one too long for int64 is cut, and then refused as too large
+        if (!text || !*text || *end)
             return error_set(err, STATUS_INVALID,
-                             "weight_version \"%.40s\": versions of this engine are numbers that grow", text);
+                             "weight_version \"%.40s\": versions of this engine are numbers that grow",
+                             text ? text : "");
     }
     struct stat info;
     if (stat(path, &info) != 0)
         return error_set(err, STATUS_NOTFOUND, "model_path %.200s does not exist", path);
+    if (!S_ISDIR(info.st_mode) && !S_ISREG(info.st_mode)) // opening a FIFO would wait for its writer
+        return error_set(err, STATUS_INVALID, "model_path %.200s is neither a folder nor a file", path);
     l->folder = S_ISDIR(info.st_mode);
     return STATUS_OK;
 }
@@ -222,7 +241,8 @@ static void post_update(void *ctx, struct http_request *r)
 {
     struct http_api *a = ctx;
     json_t *body = NULL;
-    if (!authorized(a, r) || !http_request_json(r, &body))
+    if (!left_to_run(a, r, "its weights come from its trainer") || !authorized(a, r) ||
+        !http_request_json(r, &body))
         return;
     struct worker_load load;
     struct error err = {0};
@@ -233,7 +253,7 @@ static void post_update(void *ctx, struct http_request *r)
     if (st == STATUS_OK)
         st = worker_load_start(a->config.worker, &load, &err);
     if (st != STATUS_OK)
-        reply_update(r, st == STATUS_BUSY ? 503 : 400, false, err.text);
+        reply_update(r, st == STATUS_BUSY || st == STATUS_AGAIN ? 503 : 400, false, err.text);
     else
         a->updates[a->n_updates++] = (struct update){r, load.version};
 }
@@ -279,13 +299,24 @@ static void handle(void *ctx, struct http_request *r)
 enum status http_api_open(const struct http_api_config *c, struct http_api **ret, struct error *err)
 {
     struct http_api *a = mem_must(1, sizeof *a);
+    bool loopback = !c->host || url_host_is_loopback(c->host);
     a->config = *c;
     snprintf(a->name, sizeof a->name, "%s", c->name ? c->name : "engine");
     snprintf(a->token, sizeof a->token, "%s", c->token ? c->token : "");
     a->generate = generate_open(c->worker, &c->model);
-    const struct http_server_config server = {
-        .host = c->host, .port = c->port, .handler = handle, .ctx = a, .max_body_bytes = 64u << 20};
-    enum status st = http_server_open(c->loop, &server, &a->server, err);
+    const struct http_server_config server = {.host = c->host,
+                                              .port = c->port,
+                                              .handler = handle,
+                                              .ctx = a,
+                                              .token = loopback ? NULL : c->token,
+                                              .max_body_bytes = 64u << 20};
+    enum status st = STATUS_OK;
+    if (!loopback && !a->token[0])
+        st = error_set(err, STATUS_REFUSED,
+                       "at %s other hosts reach this engine: the HTTP API needs a token there (--token-file)",
+                       c->host);
+    if (st == STATUS_OK)
+        st = http_server_open(c->loop, &server, &a->server, err);
     if (st != STATUS_OK) {
         http_api_close(a);
         return st;

@@ -5,8 +5,10 @@
 //
 // Streams (stream: true) are server-sent events; each event holds the ids that are new since the last one, in the shape of a whole
 // reply, the last event also the finish_reason; then "data: [DONE]".
-// Calls that change the engine for others (pause, continue, flush, update weights, abort everything) need the run's token when the
-// engine belongs to a run; /generate and aborting one's own rid do not.
+// Calls that change the engine for others (pause, continue, flush, update weights, abort everything) need the token where there is
+// one; /generate and aborting one's own rid do not. On an address that other hosts reach there must be a token, and every POST
+// needs it. An engine of a run has its weights from the trainer and its jobs from the orchestrator (contract 4): nobody else may
+// update the ones or end all of the others, token or not.
 //
 // Owner: the I/O thread.
 #ifndef ROLLOUT_HTTP_API_H
@@ -25,10 +27,12 @@ struct http_api_config {
     struct model_config model;
     const char *host;  // NULL = 127.0.0.1
     int port;          // 0 = any free one
-    const char *token; // of the run; NULL = stand-alone
+    const char *token; // NULL = none
+    bool in_run;       // an engine of a run; token is the run's
     const char *name;  // for /metrics: engine="name"
 };
 
+// STATUS_REFUSED: no token, and a host that is not loopback.
 enum status http_api_open(const struct http_api_config *c, struct http_api **ret,
                           struct error *err) OOZE_MUST_USE;
 void http_api_close(struct http_api *a);

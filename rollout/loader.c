@@ -20,7 +20,7 @@
 #include "model/folder.h"
 #include "model/loading.h"
 
-#define RESULTS 4
+#define RESULTS 16 // not yet taken by the I/O thread; more than the updates that http_api.c lets wait
 
 struct loader {
     struct worker *worker;
@@ -67,23 +67,23 @@ static void deliver(void *ctx)
     }
 }
 
-// With the lock held. The oldest result gives way when nobody takes them.
-static void queue_result(struct loader *l, const struct worker_loaded *r)
+// Without the lock.
+static void post_results(struct loader *l)
 {
-    if (l->n_results == RESULTS) {
-        memmove(&l->results[0], &l->results[1], (RESULTS - 1) * sizeof *r);
-        l->n_results--;
-    }
-    l->results[l->n_results++] = *r;
+    if (loop_post(l->config.loop, deliver, l) != STATUS_OK)
+        return; // the loop is closing; else the next post takes these along
 }
 
+// Loader thread. Somebody may wait for this result, so it waits for room; the I/O thread makes some, or stops us.
 static void report(struct loader *l, const struct worker_loaded *r)
 {
     pthread_mutex_lock(&l->lock);
-    queue_result(l, r);
+    while (l->n_results == RESULTS && !l->stop)
+        pthread_cond_wait(&l->wake, &l->lock);
+    if (!l->stop)
+        l->results[l->n_results++] = *r;
     pthread_mutex_unlock(&l->lock);
-    if (loop_post(l->config.loop, deliver, l) != STATUS_OK)
-        return; // the loop is closing; else the next result takes this one along
+    post_results(l);
 }
 
 static enum status load_folder(struct loader *l, const struct worker_load *load, struct error *err)
@@ -232,17 +232,24 @@ static void *loader_main(void *arg)
 
 enum status loader_start(struct loader *l, const struct worker_load *load, struct error *err)
 {
+    bool replaces = false;
+    if (load->version < 0 || load->version > INT32_MAX) // pages keep the version of their rows in 32 bits
+        return error_set(err, STATUS_INVALID, "version %lld is not within 0 … %d", (long long)load->version,
+                         INT32_MAX);
     pthread_mutex_lock(&l->lock);
     enum status st = STATUS_OK;
     if (load->version <= l->newest) {
         st = error_set(err, STATUS_EXISTS, "version %lld is not newer than %lld", (long long)load->version,
                        (long long)l->newest);
+    } else if (l->waiting && l->n_results == RESULTS) {
+        st = error_set(err, STATUS_AGAIN, "%d loads have ended that nobody has taken note of", RESULTS);
     } else {
-        if (l->waiting) {
-            struct worker_loaded r = {.load = l->next};
-            snprintf(r.error, sizeof r.error, "version %lld came before this one was loaded",
+        replaces = l->waiting;
+        if (replaces) {
+            struct worker_loaded *r = &l->results[l->n_results++];
+            *r = (struct worker_loaded){.load = l->next};
+            snprintf(r->error, sizeof r->error, "version %lld came before this one was loaded",
                      (long long)load->version);
-            queue_result(l, &r);
         }
         l->next = *load;
         l->waiting = true;
@@ -250,6 +257,8 @@ enum status loader_start(struct loader *l, const struct worker_load *load, struc
         pthread_cond_broadcast(&l->wake);
     }
     pthread_mutex_unlock(&l->lock);
+    if (replaces)
+        post_results(l);
     return st;
 }
 

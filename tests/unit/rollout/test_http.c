@@ -2,6 +2,7 @@
 #include "tests/isa.h"
 #include "tiny.h"
 
+#include <fcntl.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -56,7 +57,7 @@ static void write_models(struct side *s)
     layout_done(&l);
 }
 
-static void side_open(struct side *s, const char *token, int32_t kv_tokens)
+static void side_open_as(struct side *s, struct http_api_config a, int32_t kv_tokens)
 {
     *s = (struct side){0};
     strcpy(s->dir, "/tmp/ooze-http-XXXXXX");
@@ -74,10 +75,17 @@ static void side_open(struct side *s, const char *token, int32_t kv_tokens)
                                     .on_failed = on_failed,
                                     .ctx = s};
     must(worker_open(&w, &s->worker, err));
-    const struct http_api_config a = {
-        .loop = s->loop, .worker = s->worker, .model = w.model, .token = token, .name = "engine-0"};
+    a.loop = s->loop;
+    a.worker = s->worker;
+    a.model = w.model;
+    a.name = "engine-0";
     must(http_api_open(&a, &s->api, err));
     must(http_client_open(s->loop, &(struct http_client_config){0}, &s->client, err));
+}
+
+static void side_open(struct side *s, const char *token, int32_t kv_tokens)
+{
+    side_open_as(s, (struct http_api_config){.token = token}, kv_tokens);
 }
 
 static void side_load(struct side *s, int model, int64_t version)
@@ -374,10 +382,21 @@ static void test_update_and_token(void **state)
     assert_string_equal(json_string_value(json_object_get(j, "weight_version")), "7");
     json_decref(j);
 
-    // Refused without a change: an older version, no such file, another shape.
+    // Refused without a change: an older version, one that is none, no such file, another shape.
     json_decref(call(&s, "POST", "/update_weights_from_disk", body, "secret", 400));
+    static const char *const versions_wrong[] = {
+        "2147483648", "\"99999999999999999999\"", "-3", "8.5", "\"8x\"", "true"};
+    for (size_t i = 0; i < sizeof versions_wrong / sizeof versions_wrong[0]; i++) {
+        snprintf(body, sizeof body, "{\"model_path\":\"%s\",\"weight_version\":%s}", s.models[1],
+                 versions_wrong[i]);
+        j = call(&s, "POST", "/update_weights_from_disk", body, "secret", 400);
+        assert_non_null(strstr(json_string_value(json_object_get(j, "message")), "version"));
+        json_decref(j);
+    }
     json_decref(
         call(&s, "POST", "/update_weights_from_disk", "{\"model_path\":\"/nothing\"}", "secret", 400));
+    json_decref(
+        call(&s, "POST", "/update_weights_from_disk", "{\"model_path\":\"/dev/null\"}", "secret", 400));
     struct model_config c = tiny_config();
     c.ffn = 64;
     snprintf(body, sizeof body, "%s/config.json", s.models[0]);
@@ -398,13 +417,122 @@ static void test_update_and_token(void **state)
     side_close(&s);
 }
 
+// Contract 4: the weights of a run's engine are the trainer's and its jobs the orchestrator's, whoever has the token.
+static void test_engine_of_a_run(void **state)
+{
+    (void)state;
+    struct side s;
+    side_open_as(&s, (struct http_api_config){.token = "secret", .in_run = true}, 1024);
+    side_load(&s, 0, 0);
+    char body[256];
+    snprintf(body, sizeof body, "{\"model_path\":\"%s\"}", s.models[1]);
+    json_decref(call(&s, "POST", "/update_weights_from_disk", body, "secret", 403));
+    json_decref(call(&s, "POST", "/abort_request", "{\"abort_all\":true}", "secret", 403));
+    json_decref(call(&s, "POST", "/pause_generation", "{}", "secret", 403));
+    json_decref(call(&s, "POST", "/pause_generation", "{\"mode\":\"abort\"}", "secret", 403));
+    assert_int_equal(worker_newest(s.worker), 0);
+    // What ends nothing is the token's.
+    json_decref(call(&s, "POST", "/pause_generation", "{\"mode\":\"in_place\"}", NULL, 401));
+    json_decref(call(&s, "POST", "/pause_generation", "{\"mode\":\"in_place\"}", "secret", 200));
+    json_decref(call(&s, "POST", "/continue_generation", "{}", "secret", 200));
+    json_decref(call(&s, "POST", "/abort_request", "{\"rid\":\"mine\"}", NULL, 200));
+    json_decref(call(&s, "POST", "/generate", "{\"input_ids\":[1]}", NULL, 200));
+    side_close(&s);
+}
+
+// Where other hosts reach the engine, nothing but looking is free.
+static void test_off_loopback(void **state)
+{
+    (void)state;
+    struct side s;
+    side_open_as(&s, (struct http_api_config){.host = "0.0.0.0", .token = "secret"}, 1024);
+    side_load(&s, 0, 0);
+    static const char *const posts[] = {"/generate", "/abort_request", "/flush_cache",
+                                        "/update_weights_from_disk"};
+    for (size_t i = 0; i < sizeof posts / sizeof posts[0]; i++)
+        json_decref(call(&s, "POST", posts[i], "{\"input_ids\":[1],\"rid\":\"x\"}", NULL, 401));
+    json_decref(call(&s, "POST", "/generate", "{\"input_ids\":[1]}", "secret", 200));
+    json_decref(call(&s, "GET", "/health", NULL, NULL, 200));
+    struct http_api *none = NULL;
+    struct error err;
+    const struct http_api_config open = {.loop = s.loop, .worker = s.worker, .host = "0.0.0.0"};
+    assert_int_equal(http_api_open(&open, &none, &err), STATUS_REFUSED);
+    assert_non_null(strstr(err.text, "--token-file"));
+    assert_null(none);
+    side_close(&s);
+}
+
+// Updates that come while another load takes its time: each is answered as soon as it is known how it ends.
+static void test_updates_overtaken(void **state)
+{
+    (void)state;
+    enum { UPDATES = 12 }; // more than may wait at once
+    struct side s;
+    side_open(&s, NULL, 1024);
+    side_load(&s, 0, 0);
+    struct worker_load slow = {.version = 1};
+    snprintf(slow.path, sizeof slow.path, "%s/slow", s.dir);
+    assert_int_equal(mkfifo(slow.path, 0600), 0); // opening it takes until somebody opens its other end
+    must(worker_load_start(s.worker, &slow, err));
+    int before;
+    do { // until one of them is under way, and the next one waits behind it
+        slow.version++;
+        must(worker_load_start(s.worker, &slow, err));
+        before = s.n_loaded;
+        loop_run_for(s.loop, 50);
+    } while (s.n_loaded > before);
+    char body[256];
+    snprintf(body, sizeof body, "{\"model_path\":\"%s\"}", s.models[1]);
+    struct reply r[UPDATES];
+    for (int i = 0; i < UPDATES; i++) {
+        start(&s, "POST", "/update_weights_from_disk", body, NULL, false, &r[i]);
+        for (int k = 0; k < 1000 && worker_newest(s.worker) <= slow.version + i; k++)
+            loop_run_for(s.loop, 10);
+        assert_int_equal(worker_newest(s.worker), slow.version + 1 + i);
+        if (i == 0)
+            continue;
+        wait_for(&s, &r[i - 1]);
+        assert_int_equal(r[i - 1].status, 400);
+        assert_non_null(strstr(r[i - 1].body.data, "came before"));
+        buf_done(&r[i - 1].body);
+    }
+
+    // Of loads that overtake each other while the loop does not run, none goes unreported: there is an end to them instead.
+    int started = 0;
+    before = s.n_loaded;
+    struct worker_load next = {.version = worker_newest(s.worker), .folder = true};
+    snprintf(next.path, sizeof next.path, "%s", s.models[0]);
+    enum status st = STATUS_OK;
+    for (struct error err; st == STATUS_OK && started < 1000; started += st == STATUS_OK) {
+        next.version++;
+        st = worker_load_start(s.worker, &next, &err);
+    }
+    assert_int_equal(st, STATUS_AGAIN);
+    for (int k = 0; k < 1000 && s.n_loaded < before + started; k++)
+        loop_run_for(s.loop, 10);
+    assert_int_equal(s.n_loaded,
+                     before + started); // the last one waits; the HTTP update before them was the first to go
+    assert_true(r[UPDATES - 1].done && r[UPDATES - 1].status == 400);
+    buf_done(&r[UPDATES - 1].body);
+
+    int fd = open(slow.path, O_WRONLY | O_CLOEXEC);
+    assert_true(fd >= 0);
+    close(fd);
+    for (int k = 0; k < 1000 && s.n_loaded < before + started + 2; k++) // the slow one, and the last one
+        loop_run_for(s.loop, 10);
+    assert_int_equal(s.n_loaded, before + started + 2);
+    assert_true(s.loaded.ok);
+    assert_int_equal(s.loaded.load.version, next.version - 1);
+    side_close(&s);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_generate),
-        cmocka_unit_test(test_bad_requests),
-        cmocka_unit_test(test_stream_and_abort),
-        cmocka_unit_test(test_update_and_token),
+        cmocka_unit_test(test_generate),          cmocka_unit_test(test_bad_requests),
+        cmocka_unit_test(test_stream_and_abort),  cmocka_unit_test(test_update_and_token),
+        cmocka_unit_test(test_engine_of_a_run),   cmocka_unit_test(test_off_loopback),
+        cmocka_unit_test(test_updates_overtaken),
     };
     return cmocka_run_group_tests_name("rollout http", tests, NULL, NULL);
 }
