@@ -13,12 +13,14 @@
 
 #define HELLO_MS        1000
 #define CHECK_MS        500
-#define RETRY_MS        10 // a full send queue is tried again after this
+#define RETRY_MS        1000 // after a send that failed otherwise than for want of room, which is logged each time
 #define RECEIVE_AT_ONCE 256
 #define PING_DEFAULT_MS 1000
 #define FETCHED         8 // files fetched and not yet loaded
 #define UNANSWERED_WARN 5 // HELLOs, one a second
 #define UNANSWERED_MAX  60
+#define FINISH_MS       2000 // at the end: an orchestrator that does not read for so long hears the rest no more
+#define BYE_LINGER_MS   100 // the same, where no job is left that the BYE would move
 
 struct client {
     struct client_config config;
@@ -29,6 +31,7 @@ struct client {
     struct jobs *jobs;
     struct fetch *fetch;
     bool welcome;
+    bool full;     // the queue had no room for what is to be sent
     int64_t epoch; // newest orchestrator epoch seen, -1 = none
     int64_t heard_ms, ping_ms;
     int64_t pong_ns, pong_busy_ns; // of the last PONG
@@ -42,17 +45,17 @@ struct client {
     int n_fetched;
 };
 
-// STATUS_INVALID: this message can never be sent. STATUS_AGAIN: later (the queue is full, or nobody is there yet).
+// STATUS_INVALID: this message can never be sent. STATUS_AGAIN: when there is room in the queue.
 static enum status try_send(struct client *c, const struct msg *m, struct error *err)
 {
     enum status st = wire_send(c->wire, NULL, m, err);
-    if (st != STATUS_OK && st != STATUS_AGAIN && st != STATUS_PEER) {
+    if (st != STATUS_OK && st != STATUS_AGAIN) {
         char quoted[1200];
         log_event(LOG_WARN, "send_failed", "message=%s cause=%s", msg_type_name(m->type),
                   log_quote(err->text, quoted, sizeof quoted));
     }
     c->sent_messages += st == STATUS_OK;
-    return st == STATUS_OK || st == STATUS_INVALID ? st : STATUS_AGAIN;
+    return st;
 }
 
 static void send(struct client *c, const struct msg *m)
@@ -133,6 +136,9 @@ static void give_up(struct client *c, struct job *b, const char *why)
 
 static void send_queued(struct client *c)
 {
+    if (c->full && !wire_has_room(c->wire))
+        return;
+    c->full = false;
     if (!c->welcome)
         return; // all is sent again after WELCOME
     for (struct job *b; (b = jobs_queued(c->jobs));) {
@@ -145,7 +151,9 @@ static void send_queued(struct client *c)
             continue;
         }
         if (st != STATUS_OK) {
-            loop_timer_set(c->retry, RETRY_MS, 0);
+            c->full = st == STATUS_AGAIN; // pending() tells when it is no more
+            if (!c->full)
+                loop_timer_set(c->retry, RETRY_MS, 0);
             return;
         }
         b->sent = b->n;
@@ -253,9 +261,12 @@ static void start_load(struct client *c, const struct msg_version *v, const char
     snprintf(load.path, sizeof load.path, "%s", path);
     snprintf(load.hash, sizeof load.hash, "%s", v->hash);
     struct error err;
-    if (worker_load_start(c->config.worker, &load, &err) != STATUS_OK)
+    enum status st = worker_load_start(c->config.worker, &load, &err);
+    if (st == STATUS_EXISTS)
         log_event(LOG_DEBUG, "load_skipped", "version=%lld",
                   (long long)v->version); // a newer one came meanwhile
+    else if (st != STATUS_OK)
+        load_failed(c, v, err.text);
 }
 
 static void on_version(struct client *c, const struct msg_version *v)
@@ -335,12 +346,17 @@ static void on_welcome(struct client *c, const struct msg_welcome *w)
     }
     if (w->orchestrator_epoch < c->epoch)
         return; // from an orchestrator that is gone
+    // HELLO is repeated until the first WELCOME, and each is answered. After the first answer all is sent again: behind the last HELLO, so
+    // the other answers change nothing.
+    bool again = c->welcome && w->orchestrator_epoch == c->epoch;
     see_epoch(c, w->orchestrator_epoch);
     c->welcome = c->known = true;
     c->ping_ms = w->ping_interval_ms > 0 ? w->ping_interval_ms : PING_DEFAULT_MS;
     loop_timer_stop(c->hello);
-    c->resent += jobs_count(c->jobs);
-    jobs_rewind_all(c->jobs);
+    if (!again) {
+        c->resent += jobs_count(c->jobs);
+        jobs_rewind_all(c->jobs);
+    }
     if (w->version >= 0 && *w->version_hash) {
         const struct msg_version v = {
             .version = w->version, .path = w->version_path, .hash = w->version_hash};
@@ -462,7 +478,7 @@ static void on_message(struct client *c, const struct msg *m)
 static int pending(void *ctx)
 {
     const struct client *c = ctx;
-    return wire_pending(c->wire);
+    return wire_pending(c->wire) || (c->full && wire_has_room(c->wire));
 }
 
 static void receive(void *ctx)
@@ -515,6 +531,25 @@ enum status client_open(const struct client_config *config, struct client **ret,
         client_close(c);
     }
     return st;
+}
+
+void client_finish(struct client *c, bool failed)
+{
+    if (!c || !c->welcome)
+        return; // nobody listens
+    const struct clock *clock = clock_system();
+    int64_t deadline = clock_mono_ms(clock) + FINISH_MS, left = FINISH_MS;
+    struct error err;
+    enum status st;
+    for (send_queued(c); c->full && left > 0; left = deadline - clock_mono_ms(clock))
+        if ((st = wire_wait_room(c->wire, (int)left, &err)) == STATUS_OK)
+            send_queued(c);
+        else if (st != STATUS_TIMEOUT)
+            break;
+    if (jobs_count(c->jobs) == 0)
+        wire_linger(c->wire, BYE_LINGER_MS);
+    const struct msg m = {.type = MSG_BYE, .bye = {.failed = failed}};
+    send(c, &m); // when it does not fit, silence says the same
 }
 
 void client_close(struct client *c)

@@ -6,7 +6,7 @@
 //   1. A job id is one job for ever: a JOB seen again continues (what is not acknowledged is sent again), never runs twice.
 //   2. Every token is kept from sampling until an ACK covers it; after each WELCOME all kept tokens are sent again.
 //   3. Jobs of an orchestrator epoch older than the newest seen are aborted and forgotten.
-//   4. Bounded: CLIENT_JOBS jobs at once (more are answered with FINISH_ERROR); a full send queue is tried again, nothing is dropped.
+//   4. Bounded: CLIENT_JOBS jobs at once (more are answered with FINISH_ERROR); a full send queue is waited for, nothing is dropped.
 //   5. Weights older than the newest are ignored; the one held is answered LOADED again.
 //
 // Owner: the I/O thread.
@@ -37,6 +37,10 @@ struct client_config {
 
 enum status client_open(const struct client_config *c, struct client **ret, struct error *err) OOZE_MUST_USE;
 void client_close(struct client *c);
+// Before client_close, when the worker has stopped: sends what is queued, waiting for room for at most 2 s, and says BYE, so that the
+// jobs go on elsewhere at once from the last token that was sampled. `failed`: this engine ends of itself. Runs no callbacks. An
+// orchestrator that reads too slowly may miss the end of it, and learns of the leave by the silence.
+void client_finish(struct client *c, bool failed);
 
 // The worker's callbacks, passed on. Jobs of the HTTP API are skipped.
 void client_outputs(struct client *c, const struct outputs *o);

@@ -1,6 +1,7 @@
 // Putting the process together: see serve.h. Runs on the main thread, which is the loop's.
 //
-// Order of life: loop, worker, doors; closed in the opposite order, so that no callback finds its callee gone.
+// Order of life: loop, worker, doors; closed in the opposite order, so that no callback finds its callee gone. Before that the worker
+// stops, and what it has sampled leaves through the doors.
 #include "rollout/serve.h"
 
 #include <dirent.h>
@@ -116,6 +117,8 @@ static void on_term(void *ctx, int signum)
 
 static void serve_close(struct serve *s)
 {
+    worker_stop(s->worker);
+    client_finish(s->client, s->failure.status != STATUS_OK);
     client_close(s->client);
     http_api_close(s->http);
     worker_close(s->worker);
@@ -220,6 +223,7 @@ static enum status open_http_of_run(struct serve *s, const struct options *o, co
                                          .model = *model,
                                          .port = (int)c->rollout.http_port + index,
                                          .token = token,
+                                         .in_run = true,
                                          .name = o->name};
     st = http_api_open(&http, &s->http, err);
     if (st != STATUS_OK)
@@ -299,7 +303,8 @@ static enum status share_cores(const struct options *o, const struct run_config 
     int index = 0;
     cores_allowed(&allowed);
     if (o->connect) {
-        ret->threads = (int)(c->rollout.threads ? c->rollout.threads : allowed.n);
+        int64_t wanted = o->threads ? o->threads : c->rollout.threads; // of its own host's cores
+        ret->threads = (int)(wanted ? wanted : allowed.n);
         return STATUS_OK;
     }
     sscanf(o->name, "engine-%d", &index);

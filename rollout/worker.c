@@ -270,12 +270,17 @@ static void swap_weights(struct worker *w, struct weights *incoming)
                   swapped_ns); // the loader made it, and owns it again
 }
 
+// The I/O thread has not taken what is there already: no step until it has.
+static bool is_full(const struct worker *w)
+{
+    return w->fill.n_tokens > OUTPUT_TOKENS_MAX || w->fill.n_items > OUTPUT_ITEMS_MAX;
+}
+
 static bool nothing_to_do(struct worker *w)
 {
     bool can_deliver = w->fill.n_items > 0 && w->ready.n_items == 0;
-    bool full = w->fill.n_tokens > OUTPUT_TOKENS_MAX || w->fill.n_items > OUTPUT_ITEMS_MAX;
     return !w->stop && !w->incoming && w->inbox.n == 0 && !can_deliver &&
-           (full || !engine_ready(w->engine)) && !loader_wants_help(w->loader);
+           (is_full(w) || !engine_ready(w->engine)) && !loader_wants_help(w->loader);
 }
 
 // Sleeps until there is a command, new weights, room for outputs, or a deadline. true: go on; false: stop.
@@ -284,7 +289,7 @@ static bool wait_for_work(struct worker *w)
     const struct clock *clock = w->config.engine.clock;
     pthread_mutex_lock(&w->lock);
     while (nothing_to_do(w)) {
-        int64_t wake_ms = engine_wake_ms(w->engine);
+        int64_t wake_ms = is_full(w) ? INT64_MAX : engine_wake_ms(w->engine);
         if (wake_ms == INT64_MAX) {
             pthread_cond_wait(&w->wake, &w->lock);
             continue;
@@ -374,7 +379,7 @@ static void *compute(void *arg)
             swap_weights(w, incoming);
         int64_t t0 = clock_mono_ns(clock);
         struct error err;
-        if (w->fill.n_tokens <= OUTPUT_TOKENS_MAX && engine_step(w->engine, &w->fill, &err) != STATUS_OK) {
+        if (!is_full(w) && engine_step(w->engine, &w->fill, &err) != STATUS_OK) {
             fail(w, &err);
             break;
         }
@@ -448,17 +453,36 @@ enum status worker_open(const struct worker_config *c, struct worker **ret, stru
     return STATUS_OK;
 }
 
+static void join_compute(struct worker *w)
+{
+    if (!w->started)
+        return;
+    pthread_mutex_lock(&w->lock);
+    w->stop = true;
+    pthread_cond_signal(&w->wake);
+    pthread_mutex_unlock(&w->lock);
+    pthread_join(w->thread, NULL);
+    w->started = false;
+}
+
+void worker_stop(struct worker *w)
+{
+    if (!w)
+        return;
+    join_compute(w);
+    struct outputs *left[] = {&w->ready, &w->fill}; // in the order they were made
+    for (int i = 0; i < 2; i++) {
+        if (left[i]->n_items > 0)
+            w->config.on_outputs(w->config.ctx, left[i]);
+        outputs_clear(left[i]);
+    }
+}
+
 void worker_close(struct worker *w)
 {
     if (!w)
         return;
-    if (w->started) {
-        pthread_mutex_lock(&w->lock);
-        w->stop = true;
-        pthread_cond_signal(&w->wake);
-        pthread_mutex_unlock(&w->lock);
-        pthread_join(w->thread, NULL);
-    }
+    join_compute(w);
     struct commands *queues[] = {&w->inbox, &w->taken};
     for (int q = 0; q < 2; q++) {
         for (size_t i = 0; i < queues[q]->n; i++)

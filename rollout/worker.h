@@ -10,7 +10,7 @@
 //      filled, the engine's while it computes; ownership passes under the lock.
 //   2. Every queue has a limit: commands (WORKER_COMMANDS, then STATUS_AGAIN), outputs (the compute thread waits), loads (one under
 //      way, one waiting: the newest).
-//   3. Callbacks run on the loop's thread, inside loop_run; none after worker_close.
+//   3. Callbacks run on the loop's thread, inside loop_run or worker_stop; none after worker_close.
 #ifndef ROLLOUT_WORKER_H
 #define ROLLOUT_WORKER_H
 
@@ -77,6 +77,9 @@ struct worker_stats {
 };
 
 enum status worker_open(const struct worker_config *c, struct worker **ret, struct error *err) OOZE_MUST_USE;
+// Ends the compute thread after the step it is in, and hands the outputs that have not been delivered yet to on_outputs, before it
+// returns: outside of loop_run. Then only worker_stats and worker_close make sense; jobs that go on inside the engine end without a word.
+void worker_stop(struct worker *w);
 void worker_close(struct worker *w);
 const char *worker_numerics_id(const struct worker *w);
 const char *worker_device_name(const struct worker *w);
@@ -91,7 +94,8 @@ void worker_continue(struct worker *w);
 void worker_flush_cache(struct worker *w);
 
 // Starts loading; worker_on_loaded tells the end. A load that waits is replaced (and reported as not ok) by a newer version.
-// STATUS_EXISTS: that version or a newer one is held, under way or waiting.
+// STATUS_EXISTS: that version or a newer one is held, under way or waiting. STATUS_INVALID: no version (0 … 2^31 - 1). STATUS_AGAIN: it
+// would replace one that waits, and the loop has not run for long enough to be told of so many.
 enum status worker_load_start(struct worker *w, const struct worker_load *load,
                               struct error *err) OOZE_MUST_USE;
 // The version held or on its way, -1 = none.

@@ -37,6 +37,18 @@ checkpoint_is_newest
 nothing_half_written
 resumes_to_the_end
 
+say "an engine told to stop, which the run starts again"
+start engine
+wait_for "step 6" committed_at_least 6
+pid=$(pid_of engine-0)
+kill -TERM "$pid" || fail "no engine $pid"
+wait_for "its leave" grep -q "event=peer_down peer=engine-0 pid=$pid cause=\"left\"" "$run/logs/orchestrator.log"
+wait_for "a step after that" committed_at_least $(($(committed) + 2))
+run_ends_well
+grep -q 'event=stopped' "$run/logs/engine-0.log" || fail "the engine did not end well"
+[ "$(committed)" -eq 29 ] || fail "$(committed) steps committed"
+audit_is_clean
+
 say "Ctrl-C twice"
 start twice
 wait_for "step 8" committed_at_least 8

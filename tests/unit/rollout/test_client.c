@@ -2,6 +2,7 @@
 #include "tests/isa.h"
 #include "tiny.h"
 
+#include <pthread.h>
 #include <unistd.h>
 
 #include "base/file.h"
@@ -29,6 +30,7 @@ struct side {
     struct got jobs[JOBS]; // by job id
     int32_t offsets[JOBS]; // of the last TOKENS
     int messages[JOBS];
+    int n_bye;
     bool stop_reading; // leaves the queue alone
     const char *weights_file;
 };
@@ -164,7 +166,7 @@ static void hear(struct side *s)
 {
     struct msg m;
     struct error err;
-    while (!s->stop_reading && wire_recv(s->wire, &s->engine, &m, &err) == STATUS_OK) {
+    while (!s->stop_reading && s->n_bye == 0 && wire_recv(s->wire, &s->engine, &m, &err) == STATUS_OK) {
         switch (m.type) {
         case MSG_HELLO:
             s->hello = m.hello;
@@ -197,6 +199,10 @@ static void hear(struct side *s)
         case MSG_CHUNK_REQUEST:
             serve_chunk(s, &m.chunk_request);
             break;
+        case MSG_BYE:
+            assert_false(m.bye.failed);
+            s->n_bye++;
+            break;
         default:
             fail_msg("unexpected %s", msg_type_name(m.type));
         }
@@ -224,14 +230,14 @@ static void run_for(struct side *s, int ms)
     }
 }
 
-static void welcome(struct side *s, int64_t epoch, const char *run)
+static void welcome_with(struct side *s, int64_t epoch, const char *run, int64_t ping_ms)
 {
     struct msg m = {.type = MSG_WELCOME};
     m.welcome = (struct msg_welcome){.run = run,
                                      .orchestrator_epoch = epoch,
                                      .accepted = true,
                                      .reason = "",
-                                     .ping_interval_ms = 200,
+                                     .ping_interval_ms = ping_ms,
                                      .silence_ms = 2000,
                                      .checkpoint = "",
                                      .checkpoint_hash = "",
@@ -239,6 +245,11 @@ static void welcome(struct side *s, int64_t epoch, const char *run)
                                      .version_path = "",
                                      .version_hash = ""};
     send(s, &m);
+}
+
+static void welcome(struct side *s, int64_t epoch, const char *run)
+{
+    welcome_with(s, epoch, run, 200);
 }
 
 static void ping(struct side *s, uint64_t nonce)
@@ -472,6 +483,168 @@ static void test_reconnect_and_epochs(void **state)
     free(s);
 }
 
+// HELLO is repeated until there is an answer, so there may be more than one: only the first says that nothing has been heard.
+static void test_welcomed_twice(void **state)
+{
+    (void)state;
+    struct side *s = mem_must(1, sizeof *s);
+    start(s);
+    send_job(s, 1, 1, 60, 0);
+    wait_int(s, &s->jobs[1].finish, FINISH_LENGTH);
+    struct client_stats before, after;
+    client_stats(s->client, &before);
+    for (int i = 0; i < 5; i++)
+        welcome(s, 1, "run-1");
+    ping(s, 5);
+    wait_int(s, &s->n_pong, 1);
+    client_stats(s->client, &after);
+    assert_int_equal(after.resent, before.resent);
+    assert_int_equal(after.kept_tokens, 60);
+
+    // The weights that such an answer names are loaded all the same: nobody announces them again.
+    char path[128], hash[HASH_HEX];
+    write_weights(s, 41, 1, path, hash);
+    struct msg m = {.type = MSG_WELCOME,
+                    .welcome = {.run = "run-1",
+                                .orchestrator_epoch = 1,
+                                .accepted = true,
+                                .reason = "",
+                                .checkpoint = "",
+                                .checkpoint_hash = "",
+                                .version = 1,
+                                .version_path = path,
+                                .version_hash = hash}};
+    send(s, &m);
+    wait_int(s, &s->n_loaded, 2);
+    assert_int_equal(s->loaded.version, 1);
+    side_close(s);
+    free(s);
+}
+
+// Hands the client one token of a job, as the engine would have sampled it.
+static void hand_token(struct side *s, uint64_t job, int32_t offset)
+{
+    struct outputs o;
+    const float logprob = -1;
+    outputs_init(&o);
+    outputs_add(&o, job, offset);
+    outputs_add_tokens(&o, &offset, &logprob, 1);
+    outputs_add_span(&o, 5, offset, offset + 1);
+    client_outputs(s->client, &o);
+    outputs_done(&o);
+}
+
+static int wait_jobs(struct side *s, int want)
+{
+    struct client_stats stats = {0};
+    for (int i = 0; i < 10000 && stats.jobs < want; i++) {
+        loop_run_for(s->loop, 1);
+        client_stats(s->client, &stats);
+    }
+    assert_int_equal(stats.jobs, want);
+    return (int)stats.sent_messages;
+}
+
+enum { HANDED = JOBS - 2, TOKENS = 500 };
+
+// Jobs 1 … HANDED with TOKENS tokens each, a message a token, none of which anybody reads: more than the queues hold.
+static void hand_tokens(struct side *s)
+{
+    welcome_with(s, 1, "run-1", 60000); // that it hears nothing for a while is all right
+    for (uint64_t j = 1; j <= HANDED; j++)
+        send_job(s, j, 1, 400, 5); // the engine itself waits for version 5 for ever
+    wait_jobs(s, HANDED);
+    s->stop_reading = true;
+    for (int32_t i = 0; i < TOKENS; i++) {
+        for (uint64_t j = 1; j <= HANDED; j++)
+            hand_token(s, j, i);
+        loop_run_for(s->loop, 1); // while there is room
+    }
+    assert_true(wait_jobs(s, HANDED) < HANDED * TOKENS);
+}
+
+// A queue that is full: what does not fit waits, and goes on when it is read.
+static void test_full_queue(void **state)
+{
+    (void)state;
+    struct side *s = mem_must(1, sizeof *s);
+    start(s);
+    hand_tokens(s);
+    s->stop_reading = false;
+    for (uint64_t j = 1; j <= HANDED; j++)
+        wait_int(s, &s->jobs[j].n, TOKENS);
+    side_close(s);
+    free(s);
+}
+
+static void *read_to_the_end(void *arg)
+{
+    struct side *s = arg;
+    struct error err;
+    int64_t end = clock_mono_ms(clock_system()) + 20000;
+    while (s->n_bye == 0 && clock_mono_ms(clock_system()) < end) {
+        (void)!wire_wait(s->wire, 100, &err);
+        hear(s);
+    }
+    return NULL;
+}
+
+// Samples n tokens of a job that the loop does not get to see.
+static void sample_unseen(struct side *s, uint64_t job, int jobs, int32_t n)
+{
+    struct worker_stats w = {0};
+    send_job(s, job, 1, n, 0);
+    wait_jobs(s, jobs);
+    for (int i = 0; i < 20000 && w.engine.generated_tokens < n; i++) {
+        usleep(1000);
+        worker_stats(s->worker, &w);
+    }
+    assert_int_equal(w.engine.generated_tokens, n);
+}
+
+// An engine that is told to stop: what the compute thread has sampled arrives, and then its leave.
+static void test_leave(void **state)
+{
+    (void)state;
+    struct side *s = mem_must(1, sizeof *s);
+    start(s);
+    sample_unseen(s, 1, 1, 400);
+    worker_stop(s->worker);
+    client_finish(s->client, false);
+    client_close(s->client);
+    s->client = NULL;
+    wait_int(s, &s->n_bye, 1);
+    assert_int_equal(s->jobs[1].n, 400);
+    assert_int_equal(s->jobs[1].finish, FINISH_LENGTH);
+    side_close(s);
+    client_finish(NULL, false);
+    free(s);
+}
+
+// The same where there is no room for it at first. (The connection outlives its last word here: libzmq loses what is in the socket
+// when one side closes it while the other has too much to read.)
+static void test_leave_full(void **state)
+{
+    (void)state;
+    enum { LAST = HANDED + 1, SAMPLED = 400 };
+    struct side *s = mem_must(1, sizeof *s);
+    start(s);
+    hand_tokens(s);
+    sample_unseen(s, LAST, LAST, SAMPLED);
+    worker_stop(s->worker);
+    pthread_t reader; // has the wire for itself until it ends
+    s->stop_reading = false;
+    assert_int_equal(pthread_create(&reader, NULL, read_to_the_end, s), 0);
+    client_finish(s->client, false);
+    pthread_join(reader, NULL);
+    assert_int_equal(s->n_bye, 1);
+    assert_int_equal(s->jobs[LAST].n, SAMPLED);
+    for (uint64_t j = 1; j <= HANDED; j++)
+        assert_int_equal(s->jobs[j].n, TOKENS);
+    side_close(s);
+    free(s);
+}
+
 static void ask_trace(struct side *s, uint64_t id, int64_t version, const int32_t *ids, int32_t n)
 {
     struct msg m = {.type = MSG_TRACE};
@@ -566,6 +739,10 @@ int main(void)
         cmocka_unit_test(test_jobs),
         cmocka_unit_test(test_versions),
         cmocka_unit_test(test_reconnect_and_epochs),
+        cmocka_unit_test(test_welcomed_twice),
+        cmocka_unit_test(test_full_queue),
+        cmocka_unit_test(test_leave),
+        cmocka_unit_test(test_leave_full),
         cmocka_unit_test(test_traces),
         cmocka_unit_test(test_unsendable),
     };
