@@ -50,8 +50,12 @@ static const char HELP[] =
     "      --http-host HOST  address to bind (127.0.0.1)\n"
     "      --port-file FILE  the port is written there once the model is loaded\n"
     "      --token-file FILE holds a token that calls which change the engine must carry as bearer (default: "
-    "none needed)\n"
-    "  -t, --threads N       of the forward pass (default: all cores; in a run rollout.threads)\n"
+    "none needed);\n"
+    "                        with a --http-host that other hosts reach there must be one, and /generate "
+    "needs "
+    "it too\n"
+    "  -t, --threads N       of the forward pass (default: all cores; with --connect the run's "
+    "rollout.threads)\n"
     "      --isa CLASS       highest kernel class to use: auto (default), ref, avx2, avx512, avx512bf16, "
     "amx\n"
     "      --kv-tokens N     capacity of the KV cache (65536)\n"
@@ -60,6 +64,8 @@ static const char HELP[] =
     "      --max-running N   sequences at once (256)\n"
     "      --max-batch-tokens N, --prefill-chunk N, --page-tokens N   as in docs/configuration.md (2048, "
     "512, 32)\n"
+    "  Options from --isa on belong to --model, like --dtype: an engine of a run has these from the run's "
+    "configuration.\n"
     "  -v, --verbose         log at level debug\n"
     "  -h, --help            this text\n"
     "  -V, --version         version and compiler\n"
@@ -71,16 +77,19 @@ static const char HELP[] =
     "  POST /abort_request  /pause_generation  /continue_generation  /flush_cache  "
     "/update_weights_from_disk\n"
     "  (see docs/protocols.md; in a run the calls of the last line need the run's token, but for aborting "
-    "one's own rid)\n"
+    "one's own rid, and\n"
+    "  updating weights and aborting everything are refused)\n"
     "\n"
     "Files\n"
     "  RUN/NAME.http         port of the HTTP API of an engine of a run (rollout.http)\n"
     "\n"
     "Signals\n"
-    "  SIGTERM ends the process at once with status 0: what was sampled is with the orchestrator, or is "
-    "sampled again with the\n"
-    "  same draws. In a run SIGINT is ignored: `ooze run` decides what Ctrl-C means. The process ends with "
-    "its parent.\n"
+    "  SIGTERM ends the process with status 0 after the step it computes: an engine of a run tells the "
+    "orchestrator what was\n"
+    "  sampled and that it leaves, for at most 3 s; what is not told is sampled again elsewhere with the "
+    "same "
+    "draws. In a run of\n"
+    "  this host SIGINT is ignored: `ooze run` decides what Ctrl-C means. The process ends with its parent.\n"
     "\n"
     "Exit status\n"
     "  0 done or stopped, 1 failure (logged once to standard error), 2 bad usage or configuration\n";
@@ -98,7 +107,33 @@ enum { // long options without a letter
     OPT_MAX_BATCH_TOKENS,
     OPT_PREFILL_CHUNK,
     OPT_PAGE_TOKENS,
+    N_OPTIONS,
 };
+
+static const struct option LONGS[] = {{"run", required_argument, NULL, 'r'},
+                                      {"name", required_argument, NULL, 'n'},
+                                      {"connect", required_argument, NULL, OPT_CONNECT},
+                                      {"restarts", required_argument, NULL, OPT_RESTARTS},
+                                      {"model", required_argument, NULL, 'm'},
+                                      {"dtype", required_argument, NULL, 'd'},
+                                      {"generate", no_argument, NULL, 'g'},
+                                      {"score", no_argument, NULL, 's'},
+                                      {"http-port", required_argument, NULL, 'p'},
+                                      {"http-host", required_argument, NULL, OPT_HTTP_HOST},
+                                      {"port-file", required_argument, NULL, OPT_PORT_FILE},
+                                      {"token-file", required_argument, NULL, OPT_TOKEN_FILE},
+                                      {"threads", required_argument, NULL, 't'},
+                                      {"isa", required_argument, NULL, OPT_ISA},
+                                      {"kv-tokens", required_argument, NULL, OPT_KV_TOKENS},
+                                      {"kv-dtype", required_argument, NULL, OPT_KV_DTYPE},
+                                      {"max-running", required_argument, NULL, OPT_MAX_RUNNING},
+                                      {"max-batch-tokens", required_argument, NULL, OPT_MAX_BATCH_TOKENS},
+                                      {"prefill-chunk", required_argument, NULL, OPT_PREFILL_CHUNK},
+                                      {"page-tokens", required_argument, NULL, OPT_PAGE_TOKENS},
+                                      {"verbose", no_argument, NULL, 'v'},
+                                      {"help", no_argument, NULL, 'h'},
+                                      {"version", no_argument, NULL, 'V'},
+                                      {NULL, 0, NULL, 0}};
 
 static int usage(const char *what, const char *value)
 {
@@ -149,6 +184,59 @@ static bool parse_kv_dtype(const char *s, enum kv_choice *ret)
             return true;
         }
     return false;
+}
+
+// The forms of the usage, and those that an option belongs to.
+enum { FORM_RUN = 1, FORM_CONNECT = 2, FORM_SERVE = 4, FORM_LINES = 8, FORM_MODEL = FORM_SERVE | FORM_LINES };
+
+static unsigned forms_of(int option)
+{
+    switch (option) {
+    case 'r':
+    case OPT_RESTARTS:
+        return FORM_RUN | FORM_CONNECT;
+    case 'n':
+        return FORM_RUN | FORM_CONNECT | FORM_SERVE;
+    case OPT_CONNECT:
+        return FORM_CONNECT;
+    case 't': // in a run, whose engines share this host's cores, rollout.threads
+        return FORM_CONNECT | FORM_MODEL;
+    case 'p':
+    case OPT_HTTP_HOST:
+    case OPT_PORT_FILE:
+    case OPT_TOKEN_FILE:
+        return FORM_SERVE;
+    case 'v':
+        return FORM_RUN | FORM_CONNECT | FORM_MODEL;
+    default:
+        return FORM_MODEL;
+    }
+}
+
+static unsigned form_of(const struct options *o)
+{
+    return o->connect                 ? FORM_CONNECT
+           : o->run_dir               ? FORM_RUN
+           : o->mode == OPTIONS_SERVE ? FORM_SERVE
+                                      : FORM_LINES;
+}
+
+// Is every given option one that this form looks at? false: it has been said which is not.
+static bool belong(const bool given[N_OPTIONS], unsigned form)
+{
+    char name[64];
+    for (const struct option *o = LONGS; o->name; o++) {
+        if (!given[o->val] || forms_of(o->val) & form)
+            continue;
+        snprintf(name, sizeof name, "--%s", o->name);
+        usage(form == FORM_RUN       ? "an engine of a run does not take"
+              : form == FORM_CONNECT ? "an engine that joins a run does not take"
+              : form == FORM_SERVE   ? "an engine without a run does not take"
+                                     : "--generate and --score do not take",
+              name);
+        return false;
+    }
+    return true;
 }
 
 // false: bad value.
@@ -222,32 +310,9 @@ static bool set_option(struct options *o, int option, const char *value)
 
 int options_parse(int argc, char **argv, struct options *ret)
 {
-    static const struct option longs[] = {{"run", required_argument, NULL, 'r'},
-                                          {"name", required_argument, NULL, 'n'},
-                                          {"connect", required_argument, NULL, OPT_CONNECT},
-                                          {"restarts", required_argument, NULL, OPT_RESTARTS},
-                                          {"model", required_argument, NULL, 'm'},
-                                          {"dtype", required_argument, NULL, 'd'},
-                                          {"generate", no_argument, NULL, 'g'},
-                                          {"score", no_argument, NULL, 's'},
-                                          {"http-port", required_argument, NULL, 'p'},
-                                          {"http-host", required_argument, NULL, OPT_HTTP_HOST},
-                                          {"port-file", required_argument, NULL, OPT_PORT_FILE},
-                                          {"token-file", required_argument, NULL, OPT_TOKEN_FILE},
-                                          {"threads", required_argument, NULL, 't'},
-                                          {"isa", required_argument, NULL, OPT_ISA},
-                                          {"kv-tokens", required_argument, NULL, OPT_KV_TOKENS},
-                                          {"kv-dtype", required_argument, NULL, OPT_KV_DTYPE},
-                                          {"max-running", required_argument, NULL, OPT_MAX_RUNNING},
-                                          {"max-batch-tokens", required_argument, NULL, OPT_MAX_BATCH_TOKENS},
-                                          {"prefill-chunk", required_argument, NULL, OPT_PREFILL_CHUNK},
-                                          {"page-tokens", required_argument, NULL, OPT_PAGE_TOKENS},
-                                          {"verbose", no_argument, NULL, 'v'},
-                                          {"help", no_argument, NULL, 'h'},
-                                          {"version", no_argument, NULL, 'V'},
-                                          {NULL, 0, NULL, 0}};
+    bool given[N_OPTIONS] = {false};
     *ret = (struct options){.mode = OPTIONS_SERVE, .dtype = DT_FP8, .isa = "auto"};
-    for (int c, index = -1; (c = getopt_long(argc, argv, "r:n:m:d:gsp:t:vhV", longs, &index)) != -1;
+    for (int c, index = -1; (c = getopt_long(argc, argv, "r:n:m:d:gsp:t:vhV", LONGS, &index)) != -1;
          index = -1) {
         if (c == 'h') {
             fputs(HELP, stdout);
@@ -261,15 +326,18 @@ int options_parse(int argc, char **argv, struct options *ret)
             return usage("unknown option or missing value", "");
         if (!set_option(ret, c, optarg ? optarg : ""))
             return usage("not a value for this option", optarg ? optarg : "");
+        given[c] = true;
     }
     if (optind < argc)
         return usage("unexpected argument", argv[optind]);
     if (!ret->run_dir == !ret->model_dir)
         return usage("name either --run RUN or --model DIR", "");
-    if (ret->run_dir && ret->mode != OPTIONS_SERVE)
-        return usage("--generate and --score want --model DIR", "");
+    if (given['g'] && given['s'])
+        return usage("name either --generate or --score", "");
     if (ret->connect && (!ret->run_dir || !ret->name))
         return usage("--connect wants --run JOINFOLDER and --name NAME", "");
+    if (!belong(given, form_of(ret)))
+        return EXIT_USAGE;
     if (!ret->name)
         ret->name = "engine-0";
     if (ret->run_dir)
