@@ -13,6 +13,7 @@
 #include "base/file.h"
 #include "base/log.h"
 #include "base/mem.h"
+#include "base/utf8.h"
 #include "orchestrator/api.h"
 #include "orchestrator/orch.h"
 #include "proto/keys.h"
@@ -63,6 +64,7 @@ void orch_warn(struct orch *o, const char *event, const char *fmt, ...)
     vsnprintf(text, sizeof text, fmt, ap);
     va_end(ap);
     snprintf(o->last_error, sizeof o->last_error, "%s: %s", event, text);
+    utf8_mend(o->last_error); // it may have been cut
     log_event(LOG_WARN, event, "%s", text);
 }
 

@@ -8,7 +8,6 @@
 
 #include "base/file.h"
 #include "base/log.h"
-#include "base/utf8.h"
 #include "orchestrator/orch.h"
 
 static const char *state_name(const struct orch *o)
@@ -113,10 +112,7 @@ json_t *status_json(struct orch *o)
             j, "eval",
             json_pack("{s:s, s:i, s:i}", "label", o->eval.label, "done", o->eval.n_done, "of", o->eval.n));
     json_object_set_new(j, "processes", processes(o));
-    char last_error[sizeof o->last_error]; // a warning's may be cut
-    snprintf(last_error, sizeof last_error, "%s", o->last_error);
-    utf8_mend(last_error);
-    json_object_set_new(j, "last_error", last_error[0] ? json_string(last_error) : json_null());
+    json_object_set_new(j, "last_error", o->last_error[0] ? json_string(o->last_error) : json_null());
     return j;
 }
 
