@@ -1,6 +1,8 @@
 // `ooze generate`: completes a prompt. Text stays here (tokenizer, chat template); the engine's program gets token ids and answers with
 // token ids, one JSON object a line.
+#include <ctype.h>
 #include <errno.h>
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -29,7 +31,9 @@ static const char usage[] =
 
 struct request {
     bool raw, tokens;
-    const char *checkpoint, *max_new, *temperature, *top_p, *top_k, *min_p, *seed, *dtype;
+    const char *checkpoint, *dtype;
+    int64_t max_new, top_k, seed;
+    double temperature, top_p, min_p;
 };
 
 static enum status prompt_ids(const struct request *q, const struct tokenizer *t, const struct chat *chat,
@@ -55,8 +59,11 @@ static char *request_line(const struct request *q, const struct tokens *prompt, 
     json_put_i32_array(&b, prompt->ids, prompt->n);
     buf_puts(&b, ",\"stop_token_ids\":");
     json_put_i32_array(&b, stop, n);
-    buf_printf(&b, ",\"max_new\":%s,\"temperature\":%s,\"top_p\":%s,\"top_k\":%s,\"min_p\":%s,\"seed\":%s}\n",
-               q->max_new, q->temperature, q->top_p, q->top_k, q->min_p, q->seed);
+    buf_printf(&b,
+               ",\"max_new\":%lld,\"temperature\":%.17g,\"top_p\":%.17g,\"top_k\":%lld,\"min_p\":%.17g,"
+               "\"seed\":%lld}\n",
+               (long long)q->max_new, q->temperature, q->top_p, (long long)q->top_k, q->min_p,
+               (long long)q->seed);
     return buf_take(&b, NULL);
 }
 
@@ -179,38 +186,45 @@ out:
     return code;
 }
 
-static bool all_numbers(const struct request *q)
+// A whole number, none of them negative; the engine says which are too large. false: said so.
+static bool read_count(const char *option, const char *text, int64_t *ret)
 {
-    const char *const v[] = {q->max_new, q->temperature, q->top_p, q->top_k, q->min_p, q->seed};
-    for (size_t i = 0; i < sizeof v / sizeof v[0]; i++) {
-        char *end;
-        double d = strtod(v[i], &end);
-        if (*end || end == v[i] || d < 0 || d > 1e18) {
-            fprintf(stderr, "ooze generate: %s is not a number\n", v[i]);
-            return false;
-        }
+    char *end;
+    errno = 0;
+    long long v = strtoll(text, &end, 10);
+    if (!isdigit((unsigned char)text[0]) || *end || errno) {
+        fprintf(stderr, "ooze generate: --%s %s: give a whole number from 0 on\n", option, text);
+        return false;
     }
+    *ret = v;
+    return true;
+}
+
+static bool read_real(const char *option, const char *text, double *ret)
+{
+    char *end;
+    double v = strtod(text, &end);
+    if (!*text || *end || !isfinite(v) || v < 0) {
+        fprintf(stderr, "ooze generate: --%s %s: give a finite number from 0 on\n", option, text);
+        return false;
+    }
+    *ret = v;
     return true;
 }
 
 int command_generate(int argc, char **argv)
 {
-    struct request q = {.max_new = "256",
-                        .temperature = "0",
-                        .top_p = "1",
-                        .top_k = "0",
-                        .min_p = "0",
-                        .seed = "1",
-                        .dtype = "bf16"};
+    struct request q = {.dtype = "bf16"};
+    const char *max_new = "256", *top_k = "0", *seed = "1", *temperature = "0", *top_p = "1", *min_p = "0";
     const struct option_spec specs[] = {{"raw", NULL, &q.raw},
                                         {"tokens", NULL, &q.tokens},
                                         {"checkpoint", &q.checkpoint, NULL},
-                                        {"max-new", &q.max_new, NULL},
-                                        {"temperature", &q.temperature, NULL},
-                                        {"top-p", &q.top_p, NULL},
-                                        {"top-k", &q.top_k, NULL},
-                                        {"min-p", &q.min_p, NULL},
-                                        {"seed", &q.seed, NULL},
+                                        {"max-new", &max_new, NULL},
+                                        {"temperature", &temperature, NULL},
+                                        {"top-p", &top_p, NULL},
+                                        {"top-k", &top_k, NULL},
+                                        {"min-p", &min_p, NULL},
+                                        {"seed", &seed, NULL},
                                         {"dtype", &q.dtype, NULL},
                                         {0}};
     int n, rc = options_parse("generate", usage, specs, argc, argv, &n);
@@ -220,7 +234,9 @@ int command_generate(int argc, char **argv)
         fputs(usage, stderr);
         return EXIT_USAGE;
     }
-    if (!all_numbers(&q))
+    if (!read_count("max-new", max_new, &q.max_new) || !read_count("top-k", top_k, &q.top_k) ||
+        !read_count("seed", seed, &q.seed) || !read_real("temperature", temperature, &q.temperature) ||
+        !read_real("top-p", top_p, &q.top_p) || !read_real("min-p", min_p, &q.min_p))
         return EXIT_USAGE;
     return generate(&q, argv[0], argv[1]);
 }

@@ -24,13 +24,14 @@
 #define PAUSE_MIN  100
 #define PAUSE_MAX  5000
 #define STOP_GRACE 10000
+#define LOG_TAIL   65536 // bytes looked at for the cause of an end
 
 struct child {
     struct supervisor *s;
     char name[RUNCONFIG_NAME];
     char *argv[ARGS_MAX];
     int n_argv;
-    bool is_task, is_orchestrator;
+    bool is_orchestrator;
     struct loop_child *process;
     struct loop_timer *pause;
     int64_t pause_ms;
@@ -138,15 +139,18 @@ static void line_cause(const char *line, char *ret, size_t n)
 // What the child's last line of level=error gives as its cause; lines of earlier incarnations do not count.
 static void last_error(const struct child *c, char *ret, size_t n)
 {
-    char *text;
-    size_t len;
-    struct error none;
+    struct stat log;
     ret[0] = 0;
-    if (file_read(c->log, (size_t)1 << 30, &text, &len, &none))
+    int fd = open(c->log, O_RDONLY | O_CLOEXEC);
+    if (fd < 0)
         return;
-    size_t start = (size_t)c->log_start < len ? (size_t)c->log_start : 0;
-    char *from = len - start > 65536 ? text + len - 65536 : text + start;
-    for (char *line = strtok(from, "\n"); line; line = strtok(NULL, "\n"))
+    char *text = mem_must(LOG_TAIL + 1, 1);
+    int64_t size = fstat(fd, &log) == 0 ? (int64_t)log.st_size : 0;
+    int64_t from = c->log_start <= size ? c->log_start : 0; // somebody has cut it
+    ssize_t got = pread(fd, text, LOG_TAIL, size - from > LOG_TAIL ? size - LOG_TAIL : from);
+    text[got > 0 ? got : 0] = 0;
+    close(fd);
+    for (char *line = strtok(text, "\n"); line; line = strtok(NULL, "\n"))
         if (strstr(line, "level=error") || strstr(line, "ERROR: AddressSanitizer") ||
             strstr(line, "runtime error"))
             line_cause(line, ret, n);
@@ -198,7 +202,7 @@ static void child_exited(void *ctx, int code, int sig)
     }
     progress_note(s->progress, "%s %s; starting it again (restart %d)", c->name, why, c->restarts);
     c->pause_ms = c->fruitless <= 1 ? PAUSE_MIN : c->pause_ms * 2 > PAUSE_MAX ? PAUSE_MAX : c->pause_ms * 2;
-    loop_timer_set(c->pause, c->is_task ? 0 : c->pause_ms, 0);
+    loop_timer_set(c->pause, c->pause_ms, 0);
 }
 
 // For `ooze status`: "PID RESTARTS".
@@ -269,7 +273,6 @@ static void add_task(struct supervisor *s, const struct run_task *t)
     char file[RUNCONFIG_PATH + 128], name[RUNCONFIG_NAME + 8];
     snprintf(name, sizeof name, "task-%.50s", t->name);
     struct child *c = add_child(s, name);
-    c->is_task = true;
     // A plain name is one of our own programs if there is one of that name, else searched in PATH.
     struct error none;
     bool ours = !strchr(t->command[0], '/') && !program_path(t->command[0], file, sizeof file, &none);

@@ -62,6 +62,13 @@ model
 run_start from-folder eval.n=0
 run_ends_well
 weights=$tmp/model/model.safetensors
+for ((i = 0; i < 32; i++)); do printf '\377\377\177\177'; done | # the largest float, in the head's last row
+  dd of="$weights" bs=1 seek=$(($(stat -c %s "$weights") - 128)) conv=notrunc status=none
+refused hollow '3 steps in a row were rejected.*the first cause: the loss is not finite' eval.n=0 orchestrator.max_rejected=2 stages.sft.steps=50
+run=$tmp/hollow
+audit_is_clean
+[ "$(sql 'SELECT GROUP_CONCAT(outcome) FROM step')" = 2,2,2 ] || fail "other steps than three rejected ones"
+model
 truncate -s -100 "$weights"
 refused truncated 'model.safetensors'
 model
@@ -91,6 +98,12 @@ model
 jq '.specials += ["ONE-MORE"]' "$tmp/good/tokenizer.json" >"$tmp/model/tokenizer.json"
 refused vocabulary 'ids up to 264, the model only 264 rows'
 no_run "$tmp/vocabulary"
+for try in '--top-p nan' '--top-p inf' '--min-p -1' '--temperature 1x' '--max-new 1.5' '--max-new -3' '--top-k 0x10' \
+  '--seed 99999999999999999999'; do
+  says 2 "${try#--}: give a" "$ooze" generate ${try} "$tmp/good" hi
+done
+timeout "$patience" "$ooze" generate --raw --temperature .5 --top-p .9e0 --max-new 4 "$tmp/good" hi >/dev/null ||
+  fail "numbers that JSON writes otherwise"
 rm -rf "$tmp/model"
 refused no-folder "$tmp/model"
 no_run "$tmp/no-folder"
@@ -104,7 +117,23 @@ say "a port in use"
 "$helpers/task_fake" good --port 0 --port-file "$tmp/occupied.port" >/dev/null &
 run_pid=$$ wait_for "the occupant's port" test -s "$tmp/occupied.port"
 port=$(cat "$tmp/occupied.port")
+mkdir -p "$tmp/port/logs"
+truncate -s 2G "$tmp/port/logs/orchestrator.log" # the cause is found at the end of a log of any size
 refused port "$port" orchestrator.http_port="$port"
+rm -r "$tmp/port"
+
+say "a task service that cannot start yet"
+cat >"$tmp/slow_start" <<SH
+#!/bin/sh
+# Ends at once for as long as a port may be in use, a disk be mounted, a file be written; the pauses get longer meanwhile.
+[ -e "$tmp/slow_start.end" ] || date -d '+1 second' +%s%N >"$tmp/slow_start.end"
+[ "\$(date +%s%N)" -ge "\$(cat "$tmp/slow_start.end")" ] || exit 3
+exec "$helpers/task_fake" good "\$@"
+SH
+chmod +x "$tmp/slow_start"
+run_start later eval.n=0 stages.rl.steps=2 "tasks.fake.command=[$tmp/slow_start]"
+run_ends_well
+audit_is_clean
 
 say "task services that answer nonsense"
 refused html 'task fake.*(JSON|html)' "tasks.fake.command=[$helpers/task_fake, html]" eval.n=0
@@ -123,6 +152,14 @@ run_ends_well
 audit_is_clean
 [ "$(sql 'SELECT COUNT(*) FROM unit WHERE source = 0 AND state = 5 AND n_turns = 0')" = 0 ] ||
   fail "an outage of the service was trained as a bad answer"
+# A step after which the service is gone, each time it is made, is given up; others that were at the service then are not.
+run_start mortal eval.n=0 orchestrator.max_restarts=40 "tasks.fake.command=[$helpers/task_fake, mortal]"
+run_ends_well
+audit_is_clean
+killers="source = 0 AND grp IN (SELECT id FROM grp WHERE prompt_index % 8 = 3)"
+[ "$(sql "SELECT COUNT(*) FROM unit WHERE $killers AND attempt = 0")" -gt 0 ] || fail "no prompt ended the service"
+[ "$(sql "SELECT COUNT(*) FROM unit WHERE $killers AND attempt = 0 AND state <> 6")" = 0 ] || fail "what ends the service was trained"
+[ "$(sql "SELECT COUNT(*) FROM unit WHERE $killers AND attempt > 0 AND state = 5")" -gt 0 ] || fail "their second attempts were not trained"
 # A step that breaks a service which is well otherwise is the policy's doing: the lowest reward, not a way out.
 run_start crash eval.n=0 stages.rl.steps=2 "tasks.fake.command=[$helpers/task_fake, http500]"
 run_ends_well
