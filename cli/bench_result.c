@@ -118,10 +118,11 @@ static void check_limits(struct bench_result *r, const json_t *ours)
             limit[i] = json_number_value(json_object_get(x, "at_most"));
         }
         double h = median(have, n), m = median(limit, n);
-        if (!(h <= m) && r->holds) {
-            r->holds = false;
+        if (h <= m)
+            continue;
+        r->holds = false;
+        if (!r->why[0])
             snprintf(r->why, sizeof r->why, "%s is %.4g, at most %.4g allowed", key, h, m);
-        }
     }
 }
 

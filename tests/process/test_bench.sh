@@ -169,6 +169,9 @@ bench 0 refit --json --runs 1
 program bench_refit "$ready" '{"value":2,"bound":1.5,"limits":{"stall":{"value":5,"at_most":4}}}'
 bench 3 refit --json --runs 1
 is '.ratio == 0.75 and .holds == false and (.why | test("stall"))'
+program bench_refit "$ready" '{"value":2,"bound":0.5,"limits":{"stall":{"value":5,"at_most":4}}}'
+bench 3 refit --json --runs 1 # told beside a ratio that is missed, too
+is '.ratio == 0.25 and .holds == false and (.why | test("stall"))'
 
 say "errors: said by a program, not a number, no bound, death, not ready, flood"
 program bench_decode "$ready" '{"value":100}'
