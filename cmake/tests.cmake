@@ -19,7 +19,7 @@ set(OOZE_TEST_ENV "OOZE_SOURCE_DIR=${CMAKE_SOURCE_DIR}" "OOZE_BIN_DIR=${CMAKE_BI
     "ASAN_OPTIONS=handle_segv=2:detect_leaks=1" "UBSAN_OPTIONS=print_stacktrace=1"
     "TSAN_OPTIONS=suppressions=${CMAKE_SOURCE_DIR}/tests/tsan.supp:second_deadlock_stack=1")
 set(OOZE_ISA_TESTS "^(unit_(model|rollout|trainer)_|oracle_|kernels_invariance|process_run$)")
-set(OOZE_THREAD_TESTS "^(unit_(base_pool|net_|proto_wire|model_(parity|train)|rollout_(client|http|engine|replay|invariance)|trainer_|orchestrator_(loop|check)|ledger_)|kernels_invariance|process_(run|kill|stop)$)")
+set(OOZE_THREAD_TESTS "^(unit_(base_pool|net_|proto_wire|model_(parity|train)|rollout_(client|http|worker|engine|replay|invariance)|trainer_|orchestrator_(loop|check)|ledger_)|kernels_invariance|process_(run|kill|stop)$)")
 
 # Seconds a test may take, against hangs; the thread sanitizer makes everything several times as slow.
 set(OOZE_TEST_PATIENCE 1)

@@ -173,8 +173,15 @@ run=$tmp/hopeless
 [ "$(sql 'SELECT COUNT(*) FROM unit')" -lt 1000 ] || fail "a hopeless task was asked again and again without a pause"
 
 say "the run directory of another"
-run_start first stages.rl.steps=100000 "tasks.fake.command=[$helpers/task_fake, 'good:50']"
+run_start first stages.rl.steps=100000 orchestrator.http_host=0.0.0.0 "tasks.fake.command=[$helpers/task_fake, 'good:50']"
 wait_for "a step" committed_at_least 1
+# Its HTTP side is open to other hosts, which must have the token for more than its health.
+asked() { curl -s -o /dev/null -m "$patience" -w '%{http_code}' "${@:2}" "http://127.0.0.1:$(cat "$run/orchestrator.port")$1"; }
+for path in /v1/status /v1/tasks; do
+  [ "$(asked "$path")" = 401 ] || fail "$path tells anybody"
+  [ "$(asked "$path" -H "Authorization: Bearer $(cat "$run/token")")" = 200 ] || fail "$path does not tell who has the token"
+done
+[ "$(asked /health)" = 200 ] && [ "$(asked /metrics)" = 200 ] || fail "probes get no answer"
 says 1 "already holds a run.*resume" "$ooze" run --quiet "$config" "run_dir=$run"
 says 1 "already being run by process $run_pid" "$ooze" resume --quiet "$run"
 wait_for "a step after that" committed_at_least 7
