@@ -1,5 +1,5 @@
-// The peak of the tile products (kernels/peak.h): registers only, four accumulators hide the latency. Like the rest of the class it never yet ran on a processor that has the instructions;
-// the tests run it over their software model of them.
+// The peak of the tile products (kernels/peak.h): registers only, four accumulators hide the latency. Like the rest of the class it never
+// yet ran on a processor that has the instructions; the tests run it over their software model of them.
 #include "kernels/amx/amx.h"
 #include "kernels/amx/tile.h"
 
