@@ -82,9 +82,13 @@ static void pruned_read(struct orch *o)
     size_t i;
     if (ledger_meta_get(o->ledger, META_PRUNED, &text, &none))
         return;
-    if (json_parse(text, strlen(text), "meta entry " META_PRUNED, &list, &none) == STATUS_OK)
-        json_array_foreach(list, i, path) if (t->n_pruned < TRAINER_PRUNED && json_is_string(path))
+    if (json_parse(text, strlen(text), "meta entry " META_PRUNED, &list, &none))
+        list = NULL; // what is forgotten so is left where it lies
+    json_array_foreach(list, i, path)
+    {
+        if (t->n_pruned < TRAINER_PRUNED && json_is_string(path))
             snprintf(t->pruned[t->n_pruned++], sizeof t->pruned[0], "%s", json_string_value(path));
+    }
     json_decref(list);
     free(text);
 }

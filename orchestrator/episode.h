@@ -64,8 +64,7 @@ struct episode {
     struct job *job;
     struct http_call *call;
     int64_t resume_ms, pause_deadline_ms; // EP_PAUSED
-    int repeats,
-        deaths; // of the call under way: made again by a well service; after which the service was not well
+    int repeats, deaths; // of the call under way: by a well service; after which it was not well
     double last_reward;
     bool has_reward;
     char *components; // of the last reply, JSON or NULL

@@ -19,9 +19,8 @@
 #include "net/url.h"
 #include "orchestrator/orch.h"
 
-#define REPLY_MAX ((size_t)4 << 20)
-#define DEATHS_MAX                                                                                           \
-    3 // a service that comes back each time, and is gone after this call each time, is not asked for ever
+#define REPLY_MAX  ((size_t)4 << 20)
+#define DEATHS_MAX 3 // calls after which the service was gone each time: it is not asked for ever
 
 static void pause_for(struct episode *ep, enum drop_reason reason, const char *why, int64_t delay_ms)
 {

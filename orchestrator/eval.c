@@ -92,8 +92,8 @@ void eval_start(struct orch *o, const char *label)
     e->stage = o->stage.index;
     e->started_ms = orch_now(o);
     snprintf(e->label, sizeof e->label, "%s", label);
-    for (int i = 0; i < o->tasks.n;
-         i++) // one that is down now is waited for: its episodes fail when it stays down
+    // A task that is down now is waited for: its episodes fail when it stays down.
+    for (int i = 0; i < o->tasks.n; i++)
         if (o->tasks.v[i]->state != TASK_REMOVED && o->tasks.v[i]->ever_up)
             add_items(o, o->tasks.v[i]);
     log_event(LOG_INFO, "eval", "label=%s version=%" PRId64 " episodes=%d", label, e->version, e->n);
@@ -201,8 +201,8 @@ static void finish(struct orch *o)
         n_tasks++;
     }
     e->last_version = e->version;
-    e->last_mean =
-        n_tasks > 0 && n_tasks >= n_asked ? sum / n_tasks : NAN; // keep_best compares like with like
+    // keep_best compares like with like: not a mean that lacks a task.
+    e->last_mean = n_tasks > 0 && n_tasks >= n_asked ? sum / n_tasks : NAN;
     if (n_tasks) {
         metrics_eval(o, e, line.data);
         if (isfinite(e->last_mean))

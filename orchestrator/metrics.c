@@ -41,7 +41,7 @@ static void series_add(struct metric_series *s, double v)
 // last TAIL bytes.
 static enum status tail_mend(const char *path, int64_t *ret_step, struct error *err)
 {
-    char *tail = mem_must(1, TAIL + 1), *end;
+    char *tail = mem_must(1, TAIL), *end;
     struct stat st;
     enum status rc = STATUS_OK;
     int fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0600);
@@ -62,16 +62,15 @@ static enum status tail_mend(const char *path, int64_t *ret_step, struct error *
         end ? from + (end + 1 - tail) : from; // without a single line end it is no file of ours past TAIL
     if (whole < st.st_size && (end || from == 0) && ftruncate(fd, whole) < 0)
         rc = error_errno(err, errno, "cutting a half-written line off %s", path);
-    for (char *line = tail; end && line <= end && !rc; line = strchr(line, '\n') + 1) {
+    for (char *line = tail, *eol; end && line <= end && !rc; line = eol + 1) {
         json_t *j;
         struct error none;
-        *strchr(line, '\n') = 0;
-        if (json_parse(line, strlen(line), "line", &j, &none) == STATUS_OK) {
-            if (json_is_boolean(json_object_get(j, "applied"))) // of a step, not of an evaluation
-                *ret_step = json_integer_value(json_object_get(j, "step"));
-            json_decref(j);
-        }
-        line[strlen(line)] = '\n';
+        eol = memchr(line, '\n', (size_t)(end + 1 - line));
+        if (json_parse(line, (size_t)(eol - line), "line", &j, &none))
+            continue;                                       // the first one here may lack its beginning
+        if (json_is_boolean(json_object_get(j, "applied"))) // of a step, not of an evaluation
+            *ret_step = json_integer_value(json_object_get(j, "step"));
+        json_decref(j);
     }
 out:
     if (fd >= 0)

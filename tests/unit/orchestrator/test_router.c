@@ -100,6 +100,16 @@ static void hears_job(struct wire *w, const struct job *j)
     assert_int_equal(m.job.sampling.max_new, 100000 - j->base);
 }
 
+// engine-0, which has heard of one job.
+static struct wire *engine_with_job(struct job **ret_job)
+{
+    still_weights(3);
+    struct wire *w = still_engine("engine-0");
+    *ret_job = issue(1);
+    hears_job(w, *ret_job);
+    return w;
+}
+
 // A second goes by, in which the engine makes a token of `busy`.
 static void second(struct wire *w, struct job *busy)
 {
@@ -150,11 +160,9 @@ static void test_lost_word(void **state)
 static void test_repeated_tokens_are_no_progress(void **state)
 {
     (void)state;
-    still_weights(3);
-    struct wire *w = still_engine("engine-0");
-    struct job *j = issue(1);
+    struct job *j;
+    struct wire *w = engine_with_job(&j);
     uint64_t id = j->id;
-    hears_job(w, j);
     tokens(w, id, 0, 4, 3);
     for (int t = 1; t <= STILL_LEASE_MS / 1000 && j->id == id; t++) {
         second(w, NULL);
@@ -176,12 +184,10 @@ static void test_repeated_tokens_are_no_progress(void **state)
 static void test_missing_tokens(void **state)
 {
     (void)state;
-    still_weights(3);
-    struct wire *w = still_engine("engine-0");
+    struct job *j;
+    struct wire *w = engine_with_job(&j);
     struct peer *p = still_peer("engine-0");
-    struct job *j = issue(1);
     uint64_t id = j->id;
-    hears_job(w, j);
     tokens(w, id, 0, 2, 3);
     tokens(w, id, 5, 2, 3); // 2, 3 and 4 are missing
     hears_job(w, j);
@@ -207,11 +213,9 @@ static void test_missing_tokens(void **state)
 static void test_unknown_version(void **state)
 {
     (void)state;
-    still_weights(3);
-    struct wire *w = still_engine("engine-0");
-    struct job *j = issue(1);
+    struct job *j;
+    struct wire *w = engine_with_job(&j);
     uint64_t id = j->id;
-    hears_job(w, j);
     tokens(w, id, 0, 2, 3);
     tokens(w, id, 2, 2, 4);
     assert_true(still_expect(w, MSG_CANCEL).cancel.job == id);
